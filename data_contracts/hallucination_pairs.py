@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import dataframely as dy
+import polars as pl
 
 from data_contracts.contract import Contract
 
@@ -30,5 +31,5 @@ class HallucinationPairs(Contract):
     end = dy.Int32(min=0)
 
     @dy.rule()
-    def caption_changes(cls):  # noqa: ANN201, N805 - dataframely's rule signature
+    def caption_changes(cls) -> pl.Expr:  # noqa: N805 - dataframely\'s rule signature
         return cls.original_caption.col != cls.changed_caption.col

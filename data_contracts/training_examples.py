@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import dataframely as dy
+import polars as pl
 
 from data_contracts.contract import Contract
 
@@ -35,6 +36,6 @@ class TrainingExamples(Contract):
     parents = dy.List(dy.String(), description="ids of the rows it was made from")
 
     @dy.rule()
-    def equal_lengths(cls):  # noqa: ANN201, N805 - dataframely's rule signature
+    def equal_lengths(cls) -> pl.Expr:  # noqa: N805 - dataframely\'s rule signature
         length = cls.input_ids.col.list.len()
         return (length == cls.target_ids.col.list.len()) & (length == cls.kinds.col.list.len())

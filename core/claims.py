@@ -1,0 +1,105 @@
+"""Who does what: one row a piece of work that somebody is doing now. Serves stage keys and expert requests alike.
+
+A claim is held by a heartbeat. If its owner dies, the claim expires and another may take it over.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Engine, Float, String, create_engine, delete, event, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from core.errors import StoreError
+
+
+class Base(DeclarativeBase):
+    """Tables that processes share."""
+
+
+class Claim(Base):
+    """`owner` works on `key`; the claim ends at `expires` (Unix seconds) unless a heartbeat moves it."""
+
+    __tablename__ = "claims"
+    key: Mapped[str] = mapped_column(String(160), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    heartbeat: Mapped[float] = mapped_column(Float)
+    expires: Mapped[float] = mapped_column(Float)
+
+
+def open_database(url: str) -> Engine:
+    """An engine for SQLite (WAL, waits for locks) or PostgreSQL, e.g. "sqlite:////home/me/.redraft/state.db"."""
+    engine = create_engine(url, pool_pre_ping=True)
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def _set_pragmas(connection: Any, _record: Any) -> None:
+            connection.execute("PRAGMA busy_timeout=30000")
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+
+    try:
+        Base.metadata.create_all(engine)
+    except OperationalError as error:
+        raise StoreError(f"cannot open the database {engine.url.render_as_string()}: {error.orig}") from error
+    return engine
+
+
+class Claims:
+    """The claims of one process (`owner`) in a shared database."""
+
+    def __init__(self, engine: Engine, *, owner: str | None = None, ttl_s: float = 60.0) -> None:
+        self._engine = engine
+        self.owner = owner or uuid.uuid4().hex
+        self.ttl_s = ttl_s
+
+    def take(self, key: str) -> bool:
+        """Take `key` if nobody holds it or its holder has expired. True if it is ours now; never waits."""
+        now = time.time()
+        insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[self._engine.dialect.name]
+        row = {"key": key, "owner": self.owner, "heartbeat": now, "expires": now + self.ttl_s}
+        statement = insert(Claim).values(**row)
+        statement = statement.on_conflict_do_update(index_elements=["key"], set_=row, where=Claim.expires < now)
+        with self._engine.begin() as connection:
+            connection.execute(statement)
+            return connection.scalar(select(Claim.owner).where(Claim.key == key)) == self.owner
+
+    def beat(self, key: str) -> bool:
+        """Prolong a claim of ours. False if it was lost (it expired and another took it)."""
+        now = time.time()
+        statement = update(Claim).where(Claim.key == key, Claim.owner == self.owner)
+        with self._engine.begin() as connection:
+            return connection.execute(statement.values(heartbeat=now, expires=now + self.ttl_s)).rowcount == 1
+
+    def release(self, key: str) -> None:
+        """Give a claim of ours back."""
+        with self._engine.begin() as connection:
+            connection.execute(delete(Claim).where(Claim.key == key, Claim.owner == self.owner))
+
+    @contextmanager
+    def hold(self, key: str, *, poll_s: float = 0.5) -> Iterator[None]:
+        """Hold `key` while the block runs, waiting for whoever holds it first. A thread keeps the heartbeat."""
+        unique = Claims(
+            self._engine, ttl_s=self.ttl_s
+        )  # an owner a block: two threads of one process exclude each other
+        while not unique.take(key):
+            time.sleep(poll_s)
+        done = threading.Event()
+
+        def keep() -> None:
+            while not done.wait(unique.ttl_s / 4):
+                unique.beat(key)
+
+        thread = threading.Thread(target=keep, name=f"claim-{key[:16]}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            unique.release(key)

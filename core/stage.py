@@ -1,0 +1,200 @@
+"""How a stage runs: once. Its key names its output; an output that exists and verifies is returned as it is.
+
+stage = Stage(name="pair", version=1, config=settings, inputs={"samples": [samples]})
+result = run_stage(store, claims, stage, compute)      # compute(output) writes tables and commits
+"""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from core.claims import Claims
+from core.errors import AccountingError, EmptyOutput, RowError, StoreError
+from core.manifest import (
+    MANIFEST,
+    Counts,
+    Kind,
+    Manifest,
+    Part,
+    Producer,
+    Ref,
+    read_manifest,
+    stage_key,
+    to_parquet,
+    write_manifest,
+)
+from core.settings import Settings
+from core.store import Store, read_verified
+from data_contracts import Contract, Rejects, split_rows
+
+_FOLDERS: dict[Kind, str] = {"dataset": "datasets", "checkpoint": "checkpoints", "report": "reports"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A piece of work. `version` is bumped by hand when the stage's output changes for equal config and inputs."""
+
+    name: str
+    version: int
+    config: Settings
+    inputs: Mapping[str, Sequence[Ref]] = field(default_factory=dict)
+    kind: Kind = "dataset"
+
+    @property
+    def config_dict(self) -> dict[str, Any]:
+        """The config as plain JSON values."""
+        return self.config.model_dump(mode="json")
+
+    @property
+    def key(self) -> str:
+        """64 hex digits that name this work."""
+        return stage_key(self.name, self.version, self.config_dict, self.inputs)
+
+    @property
+    def folder(self) -> str:
+        """Where the output goes, e.g. 'datasets/pair-1f2e3d4c5b6a7980'."""
+        return f"{_FOLDERS[self.kind]}/{self.name}-{self.key[:16]}"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage gave: the ref, its manifest, whether it was there already, and the seconds it took now."""
+
+    ref: Ref
+    manifest: Manifest
+    cached: bool
+    seconds: float
+
+
+class Output:
+    """The folder that a stage is writing. Rejects are counted here, and here alone the account must balance."""
+
+    def __init__(self, store: Store, stage: Stage, work: Path) -> None:
+        self.store, self.stage = store, stage
+        self.work = work
+        """A local folder that survives a crash, for resumable work (training checkpoints); removed at the end."""
+        self.parts: list[Part] = []
+        self.manifest: Manifest | None = None
+        self._rejects: list[dict[str, str]] = []
+        self._ok = 0
+
+    def write(self, schema: type[Contract], frame: pl.DataFrame, *, part: str = "00000", counted: bool = True) -> None:
+        """Write rows of a table as one part. Rows that break the contract become rejects.
+
+        `counted` rows are the stage's product: each counts as one row that is ok.
+        """
+        good, failures = split_rows(schema, frame)
+        for failure in failures:
+            self.reject(failure.row_id, failure.reason)
+        self._add(f"{schema.table}-{part}.parquet", to_parquet(schema, good), table=schema.table, rows=good.height)
+        self._ok += good.height if counted else 0
+
+    def write_file(self, path: str, data: bytes) -> None:
+        """Write a file that is not a table (weights, JSON)."""
+        self._add(path, data)
+
+    def write_folder(self, folder: Path) -> None:
+        """Write every file of a local folder."""
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            self.write_file(file.relative_to(folder).as_posix(), file.read_bytes())
+
+    def reject(self, row_id: str, reason: str, detail: str = "", *, failed: bool = False) -> None:
+        """Count a row as rejected (it is at fault) or failed (a re-run may succeed) and keep the reason."""
+        outcome = "failed" if failed else "rejected"
+        row = {"stage": self.stage.name, "row_id": row_id, "outcome": outcome, "reason": reason, "detail": detail[:500]}
+        self._rejects.append(row)
+
+    def reject_error(self, row_id: str, error: RowError) -> None:
+        """Count the row that raised `error`."""
+        self.reject(row_id, error.reason, error.detail)
+
+    def reject_frame(self, rejects: pl.DataFrame) -> None:
+        """Count rejects that a core function gathered (columns row_id, reason and, optionally, detail and outcome)."""
+        for row in rejects.iter_rows(named=True):
+            detail, failed = row.get("detail") or "", row.get("outcome") == "failed"
+            self.reject(row["row_id"], row["reason"], detail, failed=failed)
+
+    def commit(self, *, rows_in: int, ok: int | None = None, facts: Mapping[str, Any] | None = None) -> Ref:
+        """Write the rejects and the manifest.
+
+        Raises:
+            AccountingError: rows_in != ok + rejected + failed.
+            EmptyOutput: nothing is ok.
+        """
+        counts = self._counts(rows_in, self._ok if ok is None else ok)
+        if not counts.balanced:
+            raise AccountingError(f"stage {self.stage.name} lost rows: {counts.model_dump()}")
+        if counts.ok == 0:
+            raise EmptyOutput(
+                f"stage {self.stage.name} has no good row: rejected {counts.rejected}, failed {counts.failed}"
+            )
+        if self._rejects:
+            frame = pl.DataFrame(self._rejects).cast({"outcome": Rejects.outcome.dtype})
+            self._add("rejects-00000.parquet", to_parquet(Rejects, frame), table=Rejects.table, rows=frame.height)
+        stage = self.stage
+        self.manifest = Manifest(
+            kind=stage.kind,
+            key=stage.key,
+            producer=Producer(stage=stage.name, version=stage.version, config=stage.config_dict),
+            parents={name: list(refs) for name, refs in stage.inputs.items()},
+            parts=self.parts,
+            counts=counts,
+            facts=dict(facts or {}),
+        )
+        return write_manifest(self.store, stage.folder, self.manifest)
+
+    def _counts(self, rows_in: int, ok: int) -> Counts:
+        by_outcome: dict[str, dict[str, int]] = {"rejected": {}, "failed": {}}
+        for row in self._rejects:
+            reasons = by_outcome[row["outcome"]]
+            reasons[row["reason"]] = 1 + reasons.get(row["reason"], 0)
+        return Counts(rows_in=rows_in, ok=ok, rejected=by_outcome["rejected"], failed=by_outcome["failed"])
+
+    def _add(self, path: str, data: bytes, *, table: str | None = None, rows: int | None = None) -> None:
+        self.store.write(f"{self.stage.folder}/{path}", data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        self.parts.append(Part(path=path, sha256=sha256, bytes=len(data), table=table, rows=rows))
+
+
+def find_output(store: Store, stage: Stage) -> StageResult | None:
+    """The stage's output, if it is complete and every part verifies. A damaged folder is moved aside."""
+    if not store.exists(f"{stage.folder}/{MANIFEST}"):
+        return None
+    manifest = read_manifest(store, stage.folder)
+    try:
+        for part in manifest.parts:
+            read_verified(store, f"{stage.folder}/{part.path}", part.sha256)
+    except StoreError:
+        store.move(stage.folder, f"damaged/{stage.folder}-{int(time.time())}")
+        return None
+    return StageResult(Ref(uri=stage.folder, digest=manifest.digest, kind=manifest.kind), manifest, True, 0.0)
+
+
+def run_stage(
+    store: Store, claims: Claims, stage: Stage, compute: Callable[[Output], None], *, work_root: Path
+) -> StageResult:
+    """Return the stage's output, computing it if it is not there. Two runs of the same work wait for each other."""
+    found = find_output(store, stage)
+    if found is not None:
+        return found
+    with claims.hold(f"stage:{stage.key}"):
+        found = find_output(store, stage)
+        if found is not None:
+            return found
+        started = time.monotonic()
+        work = work_root / f"{stage.name}-{stage.key[:16]}"
+        work.mkdir(parents=True, exist_ok=True)
+        store.delete(stage.folder)  # parts of a run that died before its manifest
+        output = Output(store, stage, work)
+        compute(output)
+        if output.manifest is None:
+            raise AccountingError(f"stage {stage.name} ended without commit()")
+        shutil.rmtree(work, ignore_errors=True)
+        ref = Ref(uri=stage.folder, digest=output.manifest.digest, kind=stage.kind)
+        return StageResult(ref, output.manifest, False, time.monotonic() - started)

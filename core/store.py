@@ -1,0 +1,226 @@
+"""Where bytes live: a folder or an S3 bucket behind one interface. Paths are relative, with forward slashes."""
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+from core.errors import CorruptPart, InputError, StoreError
+
+
+class Store(Protocol):
+    """Immutable objects by path. Every write is atomic: a reader sees the whole object or none."""
+
+    uri: str
+
+    def exists(self, path: str) -> bool:
+        """Is there an object at `path`?"""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """The object's bytes. Raises StoreError if there is none."""
+        ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write an object. Raises StoreError (with what to do) if the disk is full or the bucket refuses."""
+        ...
+
+    def local(self, path: str) -> Path:
+        """A file on this machine with the object's bytes (the object itself, or a download)."""
+        ...
+
+    def list(self, prefix: str) -> list[str]:
+        """Sorted paths of all objects below the folder `prefix`."""
+        ...
+
+    def move(self, prefix: str, to: str) -> None:
+        """Move the folder `prefix` to `to`."""
+        ...
+
+    def delete(self, prefix: str) -> None:
+        """Delete the folder `prefix`, if it is there."""
+        ...
+
+
+class LocalStore:
+    """A folder on this machine."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.uri = self.root.as_uri()
+
+    def _at(self, path: str) -> Path:
+        full = (self.root / path).resolve()
+        if not full.is_relative_to(self.root):
+            raise StoreError(f"{path!r} leaves the store {self.root}")
+        return full
+
+    def exists(self, path: str) -> bool:
+        """Is there an object at `path`?"""
+        return self._at(path).is_file()
+
+    def read(self, path: str) -> bytes:
+        """The object's bytes."""
+        try:
+            return self._at(path).read_bytes()
+        except OSError as error:
+            raise StoreError(f"cannot read {self._at(path)}: {error.strerror}") from error
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write to a temporary file beside the target, flush it to the disk, rename."""
+        target = self._at(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            hint = "free some space and run again: finished work is kept" if error.errno == errno.ENOSPC else "check it"
+            raise StoreError(f"cannot write {target}: {error.strerror}; {hint}") from error
+
+    def local(self, path: str) -> Path:
+        """The object itself."""
+        return self._at(path)
+
+    def list(self, prefix: str) -> list[str]:
+        """Sorted paths of all objects below `prefix`."""
+        files = (file for file in self._at(prefix).rglob("*") if file.is_file() and not file.name.startswith("."))
+        return sorted(file.relative_to(self.root).as_posix() for file in files)
+
+    def move(self, prefix: str, to: str) -> None:
+        """Rename the folder."""
+        self._at(to).parent.mkdir(parents=True, exist_ok=True)
+        self._at(prefix).rename(self._at(to))
+
+    def delete(self, prefix: str) -> None:
+        """Remove the folder and all in it."""
+        shutil.rmtree(self._at(prefix), ignore_errors=True)
+
+
+class S3Store:
+    """A prefix in a bucket. `local` downloads once to a cache folder: objects never change under their path."""
+
+    def __init__(self, bucket: str, prefix: str, *, endpoint_url: str | None = None, cache: Path | None = None) -> None:
+        self.bucket, self.prefix = bucket, prefix.strip("/")
+        self.uri = f"s3://{bucket}/{self.prefix}".rstrip("/")
+        self._client: Any = boto3.client("s3", endpoint_url=endpoint_url)
+        self._cache = (
+            cache
+            or Path(tempfile.gettempdir()) / "redraft-s3-cache" / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+        )
+
+    def _key(self, path: str) -> str:
+        if ".." in path.split("/"):
+            raise StoreError(f"{path!r} leaves the store {self.uri}")
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+    def exists(self, path: str) -> bool:
+        """Is there an object at `path`?"""
+        try:
+            self._client.head_object(Bucket=self.bucket, Key=self._key(path))
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return False
+            raise self._error("look at", path, error) from error
+        except BotoCoreError as error:
+            raise self._error("look at", path, error) from error
+        return True
+
+    def read(self, path: str) -> bytes:
+        """The object's bytes."""
+        try:
+            body: bytes = self._client.get_object(Bucket=self.bucket, Key=self._key(path))["Body"].read()
+        except (ClientError, BotoCoreError) as error:
+            raise self._error("read", path, error) from error
+        return body
+
+    def write(self, path: str, data: bytes) -> None:
+        """One PUT, checked by its sha256 on the way in."""
+        try:
+            self._client.put_object(Bucket=self.bucket, Key=self._key(path), Body=data, ChecksumAlgorithm="SHA256")
+        except (ClientError, BotoCoreError) as error:
+            raise self._error("write", path, error) from error
+
+    def local(self, path: str) -> Path:
+        """A cached download."""
+        cached = LocalStore(self._cache)
+        if not cached.exists(path):
+            cached.write(path, self.read(path))
+        return cached.local(path)
+
+    def list(self, prefix: str) -> list[str]:
+        """Sorted paths of all objects below `prefix`."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self._key(prefix) + "/"
+        )
+        try:
+            keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        except (ClientError, BotoCoreError) as error:
+            raise self._error("list", prefix, error) from error
+        return sorted(key[len(self.prefix) :].lstrip("/") for key in keys)
+
+    def move(self, prefix: str, to: str) -> None:
+        """Copy every object, then delete the old ones (S3 has no rename)."""
+        for path in self.list(prefix):
+            source = {"Bucket": self.bucket, "Key": self._key(path)}
+            self._client.copy_object(Bucket=self.bucket, Key=self._key(to + path[len(prefix) :]), CopySource=source)
+        self.delete(prefix)
+
+    def delete(self, prefix: str) -> None:
+        """Delete every object below `prefix`, and what was cached of it."""
+        for path in self.list(prefix):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(path))
+        LocalStore(self._cache).delete(prefix)
+
+    def _error(self, verb: str, path: str, error: Exception) -> StoreError:
+        return StoreError(
+            f"cannot {verb} {self.uri}/{path}: {error}; check the bucket, the credentials and the endpoint"
+        )
+
+
+def open_store(uri: str, *, endpoint_url: str | None = None, cache: Path | None = None) -> Store:
+    """The store at `uri`: a folder ("/data/redraft", "file:///data/redraft") or "s3://bucket/prefix"."""
+    if uri.startswith("s3://"):
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        return S3Store(bucket, prefix, endpoint_url=endpoint_url, cache=cache)
+    if "://" in uri and not uri.startswith("file://"):
+        raise InputError(f"unknown kind of store {uri!r}: use a folder or s3://bucket/prefix")
+    return LocalStore(Path(uri.removeprefix("file://")))
+
+
+def read_verified(store: Store, path: str, sha256: str) -> bytes:
+    """The bytes at `path`. Raises CorruptPart if they are not those that `sha256` promises."""
+    data = store.read(path)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CorruptPart(f"{path} in {store.uri} is damaged (its sha256 differs); run again to compute it anew")
+    return data
+
+
+def image_path(sha: str) -> str:
+    """Where an image lives, by the sha256 of its encoded bytes."""
+    return f"images/{sha[:2]}/{sha}"
+
+
+def put_image(store: Store, data: bytes) -> str:
+    """Store an encoded image once; returns its sha256."""
+    sha = hashlib.sha256(data).hexdigest()
+    if not store.exists(image_path(sha)):
+        store.write(image_path(sha), data)
+    return sha
+
+
+def iter_images(store: Store, shas: list[str]) -> Iterator[tuple[str, bytes]]:
+    """(sha, encoded bytes) of each image, checked against its sha."""
+    for sha in shas:
+        yield sha, read_verified(store, image_path(sha), sha)
