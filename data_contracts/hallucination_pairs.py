@@ -31,5 +31,6 @@ class HallucinationPairs(Contract):
     end = dy.Int32(min=0)
 
     @dy.rule()
-    def caption_changes(cls) -> pl.Expr:  # noqa: N805 - dataframely\'s rule signature
+    def caption_changes(cls) -> pl.Expr:
+        """A pair that changes nothing is no pair."""
         return cls.original_caption.col != cls.changed_caption.col

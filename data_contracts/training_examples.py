@@ -36,6 +36,7 @@ class TrainingExamples(Contract):
     parents = dy.List(dy.String(), description="ids of the rows it was made from")
 
     @dy.rule()
-    def equal_lengths(cls) -> pl.Expr:  # noqa: N805 - dataframely\'s rule signature
+    def equal_lengths(cls) -> pl.Expr:
+        """Every token has an input, a target and a kind."""
         length = cls.input_ids.col.list.len()
         return (length == cls.target_ids.col.list.len()) & (length == cls.kinds.col.list.len())
