@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import polars as pl
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from core.errors import InputError
@@ -116,7 +115,7 @@ def to_parquet(schema: type[Contract], frame: pl.DataFrame) -> bytes:
 
 def from_parquet(schema: type[Contract], data: bytes, name: str) -> pl.DataFrame:
     """The table in `data`. Raises InputError if the file carries another contract or version."""
-    found = contract_of(pq.read_schema(io.BytesIO(data)))
+    found = contract_of(io.BytesIO(data))
     if found != (schema.table, schema.version):
         raise InputError(f"{name} holds {found or 'no contract'}, expected {(schema.table, schema.version)}")
     return pl.read_parquet(io.BytesIO(data))

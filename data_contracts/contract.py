@@ -1,10 +1,11 @@
 """What every contract shares: a name, a version, an Arrow schema and the split of good rows from bad ones."""
 
-from typing import ClassVar, NamedTuple
+from typing import BinaryIO, ClassVar, NamedTuple
 
 import dataframely as dy
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 
 class Contract(dy.Schema):
@@ -49,9 +50,9 @@ def split_rows(schema: type[Contract], frame: pl.DataFrame) -> tuple[pl.DataFram
     return good, [RowFailure(row_id, f"contract:{reason}") for row_id, reason in broken.iter_rows()]
 
 
-def contract_of(schema: pa.Schema) -> tuple[str, int] | None:
-    """The (table, version) that a Parquet file's Arrow schema carries, or None for a file that is not ours."""
-    metadata = schema.metadata or {}
+def contract_of(parquet: BinaryIO) -> tuple[str, int] | None:
+    """The (table, version) that a Parquet file's metadata carries, or None for a file that is not ours."""
+    metadata = pq.read_metadata(parquet).metadata or {}
     if b"redraft.contract" not in metadata:
         return None
     return metadata[b"redraft.contract"].decode(), int(metadata[b"redraft.version"])

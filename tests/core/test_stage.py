@@ -1,0 +1,188 @@
+"""A stage runs once, accounts for every row, and mends what was damaged."""
+
+import threading
+import time
+
+import polars as pl
+import pytest
+
+from core.claims import Claims, open_database
+from core.errors import AccountingError, EmptyOutput, InputError
+from core.manifest import Ref, read_manifest, read_table, stage_key, to_parquet
+from core.settings import Settings
+from core.stage import Output, Stage, run_stage
+from core.store import LocalStore
+from data_contracts import Rejects, Samples
+
+
+class Config(Settings):
+    rows: int = 3
+
+
+def samples(n: int) -> pl.DataFrame:
+    rows = [
+        {"sample_id": f"s{i}", "image_sha": None, "prompt": "?", "reference": "a", "split": "train", "source": "t"}
+        for i in range(n)
+    ]
+    return pl.DataFrame(rows).with_columns(grounding=None).cast(dict(Samples.create_empty().schema))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return LocalStore(tmp_path / "store")
+
+
+@pytest.fixture
+def claims(tmp_path):
+    return Claims(open_database(f"sqlite:///{tmp_path}/state.db"), ttl_s=2.0)
+
+
+@pytest.fixture
+def runner(store, claims, tmp_path):
+    calls: list[str] = []
+
+    def run(stage: Stage, compute=None, **kwargs):
+        def default(output: Output) -> None:
+            output.write(Samples, samples(stage.config.rows))
+            output.commit(rows_in=stage.config.rows)
+
+        def counted(output: Output) -> None:
+            calls.append(stage.name)
+            (compute or default)(output)
+
+        return run_stage(store, claims, stage, counted, work_root=tmp_path / "work", **kwargs)
+
+    run.calls = calls
+    return run
+
+
+STAGE = Stage(name="synth", version=1, config=Config())
+
+
+def test_a_stage_is_computed_once(runner, store):
+    first, second = runner(STAGE), runner(STAGE)
+    assert (first.cached, second.cached) == (False, True)
+    assert runner.calls == ["synth"]
+    assert first.ref == second.ref
+    assert read_table(store, first.ref, Samples).height == 3
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Stage(name="synth2", version=1, config=Config()),
+        Stage(name="synth", version=2, config=Config()),
+        Stage(name="synth", version=1, config=Config(rows=4)),
+        Stage(name="synth", version=1, config=Config(), inputs={"a": [Ref(uri="x", digest="d", kind="dataset")]}),
+    ],
+)
+def test_name_version_config_and_inputs_all_change_the_key(other):
+    assert other.key != STAGE.key
+
+
+def test_the_key_depends_on_the_digest_of_an_input_and_not_on_its_place():
+    here, there = (Ref(uri=uri, digest="d", kind="dataset") for uri in ("here", "there"))
+    assert stage_key("s", 1, {}, {"a": [here]}) == stage_key("s", 1, {}, {"a": [there]})
+
+
+def test_a_damaged_part_is_moved_aside_and_computed_again(runner, store):
+    ref = runner(STAGE).ref
+    part = store.root / ref.uri / "samples-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-7])
+    again = runner(STAGE)
+    assert not again.cached
+    assert again.ref == ref
+    assert len(store.list("damaged")) == 2  # the truncated part and its manifest
+
+
+def test_a_run_that_died_before_its_manifest_leaves_nothing_behind(runner, store):
+    def dies(output: Output) -> None:
+        output.write(Samples, samples(5), part="99999")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        runner(STAGE, dies)
+    assert read_table(store, runner(STAGE).ref, Samples).height == 3
+
+
+def test_a_lost_row_fails_the_stage(runner):
+    def loses(output: Output) -> None:
+        output.write(Samples, samples(2))
+        output.commit(rows_in=3)
+
+    with pytest.raises(AccountingError, match="lost rows"):
+        runner(STAGE, loses)
+
+
+def test_an_empty_output_fails_the_stage_and_says_why(runner):
+    def nothing(output: Output) -> None:
+        output.reject("s0", "too_long")
+        output.commit(rows_in=1)
+
+    with pytest.raises(EmptyOutput, match="too_long"):
+        runner(STAGE, nothing)
+
+
+def test_rows_that_break_the_contract_are_counted_rejects(runner, store):
+    def breaks(output: Output) -> None:
+        frame = samples(3).with_columns(prompt=pl.Series(["?", "", "?"]))
+        output.write(Samples, frame)
+        output.reject("s9", "bad_image", "x" * 900, failed=True)
+        output.commit(rows_in=4)
+
+    result = runner(STAGE, breaks)
+    counts = read_manifest(store, result.ref.uri).counts
+    assert (counts.ok, counts.rejected, counts.failed) == (2, {"contract:prompt|min_length": 1}, {"bad_image": 1})
+    rejects = read_table(store, result.ref, Rejects)
+    assert rejects["row_id"].to_list() == ["s1", "s9"]
+    assert rejects["detail"].str.len_chars().max() == 500
+
+
+def test_a_table_of_another_version_is_refused(store, runner):
+    ref = runner(STAGE).ref
+
+    class Newer(Samples):
+        version = 2
+
+    with pytest.raises(InputError, match="expected"):
+        read_table(store, ref, Newer)
+
+
+def test_equal_rows_give_equal_bytes():
+    assert to_parquet(Samples, samples(4)) == to_parquet(Samples, samples(4))
+
+
+def test_two_runs_of_the_same_work_compute_it_once(store, tmp_path):
+    calls = []
+
+    def work() -> None:
+        claims = Claims(open_database(f"sqlite:///{tmp_path}/state.db"), ttl_s=2.0)
+
+        def compute(output: Output) -> None:
+            calls.append(1)
+            time.sleep(0.7)
+            output.write(Samples, samples(3))
+            output.commit(rows_in=3)
+
+        run_stage(store, claims, STAGE, compute, work_root=tmp_path / "work")
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+
+
+def test_a_claim_of_a_dead_owner_expires_and_a_living_one_does_not(tmp_path):
+    engine = open_database(f"sqlite:///{tmp_path}/state.db")
+    dead, alive = Claims(engine, ttl_s=0.4), Claims(engine, ttl_s=0.4)
+    assert dead.take("work")
+    assert not alive.take("work")
+    time.sleep(0.6)
+    assert alive.take("work")
+    assert not dead.beat("work")
+    with Claims(engine, ttl_s=0.4).hold("held"):
+        time.sleep(1.0)  # longer than the time to live: the heartbeat keeps it
+        assert not alive.take("held")
+    assert alive.take("held")
