@@ -1,0 +1,92 @@
+"""JSON and JSONL files of any encoding as a stream of parsed values, each with its place in the file."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from core.errors import InputError, RowError
+
+Json: TypeAlias = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
+LINE_SUFFIXES = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One record of a file: `place` ("data.json:17", counted from 0), and its value or why it has none."""
+
+    place: str
+    value: Json | RowError
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Stream the records of a JSON array, a single JSON object, or JSON lines (one record a line, empty lines skipped).
+
+    The encoding (UTF-8, UTF-16, UTF-32, with or without BOM) is detected. Bytes that are not valid there survive as
+    lone surrogates, so that the row that holds them can be rejected instead of the file. A line that is no JSON is a
+    record with reason bad_json.
+
+    Raises:
+        InputError: the file is missing, empty, or not JSON; the message has the line and column.
+    """
+    encoding = _encoding_of(path)
+    if path.suffix.lower() in LINE_SUFFIXES or _starts_with_a_whole_object(path, encoding):
+        yield from _lines(path, encoding)
+        return
+    yield from _array(path, encoding)
+
+
+def _encoding_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if not head.strip():
+        raise InputError(f"{path} is empty")
+    return json.detect_encoding(head)
+
+
+def _starts_with_a_whole_object(path: Path, encoding: str) -> bool:
+    """Whether a file without a telling suffix is JSON lines: its first line that is not blank is an object."""
+    with path.open(encoding=encoding, errors="surrogateescape") as file:
+        for line in file:
+            if line.strip():
+                return line.lstrip().startswith("{") and isinstance(_parse(line), dict)
+    return False
+
+
+def _lines(path: Path, encoding: str) -> Iterator[Record]:
+    with path.open(encoding=encoding, errors="surrogateescape") as file:
+        row = 0
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            value = _parse(line)
+            if isinstance(value, RowError):
+                value = RowError(value.reason, f"line {number}: {value.detail}")
+            yield Record(place=f"{path.name}:{row}", value=value)
+            row += 1
+
+
+def _array(path: Path, encoding: str) -> Iterator[Record]:
+    value = _parse(path.read_text(encoding=encoding, errors="surrogateescape"))
+    if isinstance(value, RowError):
+        raise InputError(f"{path} is not valid JSON: {value.detail}")
+    if not isinstance(value, list | dict):
+        raise InputError(f"{path} holds a single {type(value).__name__}; expected a JSON array of rows, or JSON lines")
+    for row, item in enumerate(value if isinstance(value, list) else [value]):
+        yield Record(place=f"{path.name}:{row}", value=item)
+
+
+def _parse(text: str) -> Json | RowError:
+    try:
+        value: Json = json.loads(text)
+    except json.JSONDecodeError as error:
+        return RowError("bad_json", f"{error.msg} at line {error.lineno} column {error.colno}")
+    except RecursionError:
+        return RowError("bad_json", "nested too deeply")
+    except ValueError as error:  # an integer of thousands of digits
+        return RowError("bad_json", str(error))
+    return value
