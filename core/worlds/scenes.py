@@ -10,7 +10,7 @@ determines the scene, which is never stored elsewhere.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypedDict
@@ -232,19 +232,15 @@ def synthesize(
 
 def _sample_rows(
     scene: Scene, sha: str, split: Split, index: int, captions: int, seed: int
-) -> Sequence[dict[str, object]]:
-    rows = []
+) -> Iterator[dict[str, object]]:
     for k in range(captions):
         written = caption(scene, stream(seed, "caption", split, index, k))
-        rows.append(
-            {
-                "sample_id": f"{split}-{index:06d}-{k}",
-                "image_sha": sha,
-                "prompt": PROMPT,
-                "reference": written.text,
-                "split": split,
-                "source": SOURCE,
-                "grounding": written.grounding,
-            }
-        )
-    return rows
+        yield {
+            "sample_id": f"{split}-{index:06d}-{k}",
+            "image_sha": sha,
+            "prompt": PROMPT,
+            "reference": written.text,
+            "split": split,
+            "source": SOURCE,
+            "grounding": written.grounding,
+        }
