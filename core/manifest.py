@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 import polars as pl
@@ -70,7 +71,10 @@ class Manifest(Settings):
     parts: list[Part]
     counts: Counts
     facts: dict[str, Any] = Field(default_factory=dict)
-    """What else is worth knowing at a glance: metrics, seconds, settings of the decoder."""
+    """What else is worth knowing at a glance: metrics, rows by split, costs."""
+    created: datetime
+    seconds: float
+    """How long the computation took."""
 
     @property
     def digest(self) -> str:

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage gave: the ref, its manifest, whether it was there already, and the seconds it took now."""
+    """What a stage gave: the ref, its manifest, and whether it was there already."""
 
     ref: Ref
     manifest: Manifest
     cached: bool
-    seconds: float
 
 
 class Output:
@@ -83,6 +83,7 @@ class Output:
         self.manifest: Manifest | None = None
         self._rejects: list[dict[str, str]] = []
         self._ok = 0
+        self._started = time.monotonic()
 
     def write(self, schema: type[Contract], frame: pl.DataFrame, *, part: str = "00000", counted: bool = True) -> None:
         """Write rows of a table as one part. Rows that break the contract become rejects.
@@ -146,6 +147,8 @@ class Output:
             parts=self.parts,
             counts=counts,
             facts=dict(facts or {}),
+            created=datetime.now(UTC),
+            seconds=time.monotonic() - self._started,
         )
         return write_manifest(self.store, stage.folder, self.manifest)
 
@@ -173,7 +176,7 @@ def find_output(store: Store, stage: Stage) -> StageResult | None:
     except StoreError:
         store.move(stage.folder, f"damaged/{stage.folder}-{int(time.time())}")
         return None
-    return StageResult(Ref(uri=stage.folder, digest=manifest.digest, kind=manifest.kind), manifest, True, 0.0)
+    return StageResult(Ref(uri=stage.folder, digest=manifest.digest, kind=manifest.kind), manifest, True)
 
 
 def run_stage(
@@ -187,7 +190,6 @@ def run_stage(
         found = find_output(store, stage)
         if found is not None:
             return found
-        started = time.monotonic()
         work = work_root / f"{stage.name}-{stage.key[:16]}"
         work.mkdir(parents=True, exist_ok=True)
         store.delete(stage.folder)  # parts of a run that died before its manifest
@@ -197,4 +199,4 @@ def run_stage(
             raise AccountingError(f"stage {stage.name} ended without commit()")
         shutil.rmtree(work, ignore_errors=True)
         ref = Ref(uri=stage.folder, digest=output.manifest.digest, kind=stage.kind)
-        return StageResult(ref, output.manifest, False, time.monotonic() - started)
+        return StageResult(ref, output.manifest, False)

@@ -1,1 +1,1 @@
-"""placeholder"""
+"""Orchestration only: flows, servers, command line, report."""

@@ -1,1 +1,1 @@
-"""placeholder"""
+"""Thin Prefect tasks: open refs, call core, write a ref. Only `tracking` knows MLflow."""

@@ -1,0 +1,44 @@
+# Every target works in a fresh clone with nothing installed but Python 3.11 or 3.12 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= scenes
+# uv sees local wheels only through this variable. Where there are none, it picks torch's build for this host:
+# CPU where there is no GPU, CUDA where there is one.
+export UV_FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
+TORCH := $(if $(UV_FIND_LINKS),,--torch-backend auto)
+
+.PHONY: run test test-slow lint bench ui clean install
+
+run: install  ## the whole loop on the scene world: about a quarter of an hour on two cores
+	$(BIN)/redraft run --config $(CONFIG)
+
+test: install  ## all tests but those that need a GPU, a vLLM server or many minutes
+	$(BIN)/pytest
+
+test-slow: install
+	$(BIN)/pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install  ## writes tests/results/benchmarks/*.json
+	$(BIN)/python -m tests.benchmarks.bench_drafting --out tests/results/benchmarks/drafting.json
+
+ui: install
+	$(BIN)/redraft ui
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml infra/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$$(grep '^uv==' infra/constraints.txt)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c infra/constraints.txt $(TORCH) -e '.[dev]'
+	touch $@

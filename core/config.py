@@ -1,0 +1,209 @@
+"""The configuration of a run: a flat TOML into frozen models. An unknown key is an error; every key takes effect.
+
+Import-light on purpose: the command line reads it before it needs torch or polars.
+"""
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from core.corruption.settings import MaskSettings, RefineSettings, RevisionSettings
+from core.decoding.settings import DecodeSettings
+from core.errors import ConfigError
+from core.expert.settings import ExpertSettings
+from core.ingest.settings import IngestSettings
+from core.models.settings import ModelSettings
+from core.objective_settings import ObjectiveSettings
+from core.settings import Settings
+from core.training.settings import TrainSettings
+
+PRESETS = ("scenes", "smoke", "real")
+
+
+class DataSettings(Settings):
+    """Where samples come from and how they are dealt out."""
+
+    source: Literal["scenes", "llava"] = "scenes"
+    """scenes: the procedural world. llava: a JSON or JSONL file in LLaVA format."""
+    path: str = ""
+    """llava: the file."""
+    images: str = ""
+    """llava: the folder that the file's image paths are relative to."""
+    train: int = Field(default=8000, ge=1)
+    """Scenes (or rows of the file's train split, at most) that base and stage 1 learn from."""
+    captions: int = Field(default=2, ge=1)
+    """Captions a scene."""
+    dev: int = Field(default=128, ge=1)
+    """Samples that choose the champion."""
+    test: int = Field(default=256, ge=1)
+    """Samples that the report's numbers come from; nothing is chosen on them."""
+    pool: int = Field(default=100_000, ge=1)
+    """Scenes of the train split that exist at all: a scheduled run says so when they are used up."""
+
+    @model_validator(mode="after")
+    def _file_is_named(self) -> Self:
+        if self.source == "llava" and not self.path:
+            raise ValueError("data.source = 'llava' needs data.path (--data FILE)")
+        return self
+
+
+class PairSettings(Settings):
+    """ViCrit-style hallucination pairs."""
+
+    per_sample: int = Field(default=4, ge=1)
+    """Pairs a caption, each with exactly one fact made wrong."""
+    kinds: tuple[Literal["object", "attribute", "count", "place", "relation"], ...] = (
+        "object",
+        "attribute",
+        "count",
+        "place",
+        "relation",
+    )
+    """Which kinds of facts are made wrong, in equal shares where the caption allows."""
+
+
+class DraftSettings(Settings):
+    """How the model drafts what the expert revises."""
+
+    settings: tuple[str, ...] = ("2 refine", "4 refine", "8 refine")
+    """Decoder settings; each sample is drafted at one of them, in turn."""
+    batch_size: int = Field(default=64, ge=1)
+    """Rows decoded together."""
+    shard_size: int = Field(default=512, ge=1)
+    """Rows a shard: the unit that is resumed and re-run."""
+
+    @model_validator(mode="after")
+    def _settings_parse(self) -> Self:
+        for name in self.settings:
+            DecodeSettings.parse(name)
+        return self
+
+
+class RoundSettings(Settings):
+    """Online self-correction."""
+
+    n: int = Field(default=2, ge=0)
+    """Rounds of draft, revise, assemble, fine-tune, evaluate."""
+    samples: int = Field(default=1500, ge=1)
+    """New samples a round."""
+    replay: float = Field(default=0.25, ge=0.0, lt=1.0)
+    """Share of stage 1 rows among the rows of stage 2."""
+    patience: int = Field(default=2, ge=1)
+    """Stop after so many rounds in a row that do not beat the best one."""
+    promote_on: str = "8 refine"
+    """Decoder setting whose dev result, with its interval, decides about the champion."""
+
+
+class EvaluateSettings(Settings):
+    """What is measured on the test split."""
+
+    settings: tuple[str, ...] = (
+        "1 refine",
+        "2 refine",
+        "4 refine",
+        "8 refine",
+        "4+4 refine",
+        "8+4 refine",
+        "1 freeze",
+        "2 freeze",
+        "4 freeze",
+        "8 freeze",
+    )
+    """Decoder settings of the final table."""
+    batch_size: int = Field(default=128, ge=1)
+    """Rows decoded together."""
+    traces: int = Field(default=16, ge=0)
+    """Samples whose decoding is recorded step by step."""
+
+
+class ComputeSettings(Settings):
+    """This machine. Nothing here changes a result's key."""
+
+    threads: int = Field(default=2, ge=1)
+    """Processor threads; arms that train side by side share them."""
+
+
+class PlaceSettings(Settings):
+    """Where state lives and which servers are used. Empty: local, started when needed."""
+
+    store: str = ""
+    """Folder or s3://bucket/prefix of datasets, checkpoints and images; empty: REDRAFT_HOME/store."""
+    s3_endpoint: str = ""
+    """Endpoint of an S3 service other than Amazon's."""
+    database: str = ""
+    """SQLAlchemy URL of claims and ledger; empty: SQLite in REDRAFT_HOME."""
+    prefect_url: str = ""
+    """API of a running Prefect server, e.g. http://127.0.0.1:4200/api."""
+    mlflow_url: str = ""
+    """Address of a running MLflow server."""
+    experiment: str = "redraft"
+    """MLflow experiment."""
+
+
+class RunConfig(Settings):
+    """Everything that a run needs to know."""
+
+    name: str = "scenes"
+    """Name of the registered model and of what it learns from."""
+    seed: int = Field(default=0, ge=0)
+    """Every random stream derives from it."""
+    data: DataSettings = DataSettings()
+    ingest: IngestSettings = IngestSettings()
+    model: ModelSettings = ModelSettings()
+    pair: PairSettings = PairSettings()
+    mask: MaskSettings = MaskSettings()
+    """Corruption of the base and of the mask-predict baseline."""
+    revision: RevisionSettings = RevisionSettings()
+    """Corruption of stage 1."""
+    objective: ObjectiveSettings = ObjectiveSettings()
+    base: TrainSettings = TrainSettings()
+    stage1: TrainSettings = TrainSettings()
+    draft: DraftSettings = DraftSettings()
+    expert: ExpertSettings = ExpertSettings()
+    refine: RefineSettings = RefineSettings()
+    stage2: TrainSettings = TrainSettings()
+    control: TrainSettings = TrainSettings()
+    """The mask-predict baseline: as many steps as stage 1 and all rounds together."""
+    rounds: RoundSettings = RoundSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    compute: ComputeSettings = ComputeSettings()
+    place: PlaceSettings = PlaceSettings()
+
+    @model_validator(mode="after")
+    def _control_is_fair(self) -> Self:
+        trained = self.stage1.steps + self.rounds.n * self.stage2.steps
+        if self.control.steps < trained:
+            raise ValueError(
+                f"control.steps = {self.control.steps} is fewer than stage 1 and {self.rounds.n} rounds take ({trained}): "
+                "the baseline must not be trained for less"
+            )
+        return self
+
+
+def config_path(name_or_file: str) -> Path:
+    """The TOML of a shipped preset, or the user's own file. Raises ConfigError if there is neither."""
+    if name_or_file in PRESETS:
+        return Path(str(files("flows") / "presets" / f"{name_or_file}.toml"))
+    if Path(name_or_file).is_file():
+        return Path(name_or_file)
+    raise ConfigError(f"no configuration {name_or_file!r}: give a TOML file or one of {', '.join(PRESETS)}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The TOML file as plain values. Raises ConfigError with the line of a syntax error."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def parse_config(values: dict[str, Any], origin: str) -> RunConfig:
+    """Plain values as a RunConfig. Raises ConfigError that names every wrong key and where it came from."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, item['loc'])) or 'config'}: {item['msg']}" for item in error.errors()]
+        raise ConfigError(f"{origin} is not a valid configuration:\n" + "\n".join(lines)) from error

@@ -1,0 +1,100 @@
+"""Clean captions into what the model sees: hallucination pairs, masked rows, revision rows."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from core.config import PairSettings
+from core.corruption.hallucination import make_pairs
+from core.corruption.mask import mask_rows
+from core.corruption.revision import revision_rows
+from core.corruption.rows import Corrupted
+from core.corruption.settings import MaskSettings, RevisionSettings
+from core.manifest import Ref, read_table
+from core.models.tokenizer import load_tokenizer
+from core.settings import Settings
+from core.stage import Output, Stage
+from data_contracts import HallucinationPairs, Samples, TrainingExamples
+from tasks.running import run
+from tasks.workplace import Workplace
+
+
+class PairConfig(Settings):
+    """What decides which pairs are made."""
+
+    pair: PairSettings
+    seed: int
+
+
+class MaskConfig(Settings):
+    """What decides what is masked."""
+
+    mask: MaskSettings
+    response_length: int
+    seed: int
+
+
+class RevisionConfig(Settings):
+    """What decides what is corrupted for stage 1."""
+
+    revision: RevisionSettings
+    response_length: int
+    seed: int
+
+
+@task(cache_policy=NO_CACHE)
+def pair(place: Workplace, config: PairConfig, samples: Ref, *, parent: str) -> State:
+    """Samples -> captions with exactly one fact made wrong. A sample without any pair is a counted reject."""
+
+    def compute(output: Output) -> None:
+        frame = read_table(place.store, samples, Samples)
+        made = make_pairs(frame, per_sample=config.pair.per_sample, seed=config.seed, kinds=config.pair.kinds)
+        output.write(HallucinationPairs, made.pairs, counted=False)
+        output.reject_frame(made.rejects)
+        output.commit(rows_in=frame.height, ok=frame.height - made.rejects.height)
+
+    stage = Stage(name="pair", version=1, config=config, inputs={"samples": [samples]})
+    return run(place, stage, compute, parent=parent)
+
+
+@task(cache_policy=NO_CACHE)
+def mask(place: Workplace, config: MaskConfig, tokenizer: Ref, samples: Ref, *, parent: str) -> State:
+    """Samples -> masked training examples (eq. 2), in the tokens of the checkpoint `tokenizer`."""
+
+    def compute(output: Output) -> None:
+        _write(output, mask_rows(
+            read_table(place.store, samples, Samples),
+            load_tokenizer(place.local_folder(tokenizer)),
+            response_length=config.response_length,
+            seed=config.seed,
+            settings=config.mask,
+        ))
+
+    stage = Stage(name="mask", version=1, config=config, inputs={"tokenizer": [tokenizer], "samples": [samples]})
+    return run(place, stage, compute, parent=parent)
+
+
+@task(cache_policy=NO_CACHE)
+def corrupt(
+    place: Workplace, config: RevisionConfig, tokenizer: Ref, samples: Ref, pairs: Ref, *, parent: str
+) -> State:
+    """Samples and their pairs -> corrupted training examples (eq. 3 and 4), in the tokens of the checkpoint `tokenizer`."""
+
+    def compute(output: Output) -> None:
+        _write(output, revision_rows(
+            read_table(place.store, samples, Samples),
+            read_table(place.store, pairs, HallucinationPairs),
+            load_tokenizer(place.local_folder(tokenizer)),
+            response_length=config.response_length,
+            seed=config.seed,
+            settings=config.revision,
+        ))
+
+    inputs = {"tokenizer": [tokenizer], "samples": [samples], "pairs": [pairs]}
+    return run(place, Stage(name="corrupt", version=1, config=config, inputs=inputs), compute, parent=parent)
+
+
+def _write(output: Output, corrupted: Corrupted) -> None:
+    output.write(TrainingExamples, corrupted.examples, counted=False)
+    output.reject_frame(corrupted.rejects)
+    output.commit(rows_in=corrupted.rows_in, ok=corrupted.rows_ok, facts={"examples": corrupted.examples.height})

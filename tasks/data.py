@@ -1,0 +1,114 @@
+"""Samples into the store: from the scene world, or from a user's file; and slices of them."""
+
+import hashlib
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from core.errors import InputError
+from core.ingest.llava import ingest_llava
+from core.ingest.settings import IngestSettings
+from core.manifest import Ref, read_table
+from core.settings import Settings
+from core.stage import Output, Stage
+from core.store import put_image
+from core.worlds.scenes import synthesize
+from data_contracts import Samples
+from tasks.running import run
+from tasks.workplace import Workplace
+
+_BATCH = 1000
+
+
+class SceneSlice(Settings):
+    """Scenes [start, start + count) of a split."""
+
+    split: str
+    start: int
+    count: int
+    captions: int
+    seed: int
+
+
+class SampleSlice(Settings):
+    """Samples [start, start + count) of a split, in the order of the file."""
+
+    split: str
+    start: int
+    count: int
+
+
+@task(cache_policy=NO_CACHE)
+def synth(place: Workplace, settings: SceneSlice, *, parent: str) -> State:
+    """Draw scenes, render them, caption them -> samples."""
+
+    def compute(output: Output) -> None:
+        for start in range(settings.start, settings.start + settings.count, _BATCH):
+            count = min(_BATCH, settings.start + settings.count - start)
+            frame, images = synthesize(**settings.model_dump(exclude={"start", "count"}), start=start, count=count)
+            for data in images.values():
+                put_image(place.store, data)
+            output.write(Samples, frame, part=f"{start:08d}")
+        output.commit(rows_in=settings.count * settings.captions)
+
+    return run(place, Stage(name="synth", version=1, config=settings), compute, parent=parent)
+
+
+class IngestConfig(Settings):
+    """A file and its images, by content: a changed file, or a changed image folder, is ingested anew."""
+
+    file_sha256: str
+    images_sha256: str
+    """Digest of the names, sizes and times of the files in the image folder."""
+    settings: IngestSettings
+
+
+@task(cache_policy=NO_CACHE)
+def ingest(place: Workplace, path: Path, images: Path | None, settings: IngestSettings, *, parent: str) -> State:
+    """Read a LLaVA-format file, check and store its images -> samples."""
+    config = IngestConfig(file_sha256=_file_digest(path), images_sha256=_folder_digest(images), settings=settings)
+
+    def compute(output: Output) -> None:
+        rows_in = 0
+        put = lambda data: put_image(place.store, data)  # noqa: E731 - the store, as the reader wants it
+        for index, batch in enumerate(ingest_llava(path, images=images, put_image=put, settings=settings)):
+            output.write(Samples, batch.samples, part=f"{index:08d}")
+            output.reject_frame(batch.rejects)
+            rows_in += batch.rows_in
+        output.commit(rows_in=rows_in)
+
+    return run(place, Stage(name="ingest", version=1, config=config), compute, parent=parent)
+
+
+@task(cache_policy=NO_CACHE)
+def take(place: Workplace, samples: Ref, settings: SampleSlice, *, parent: str) -> State:
+    """Some samples of a split, by their place in the file -> samples."""
+
+    def compute(output: Output) -> None:
+        frame = read_table(place.store, samples, Samples).filter(split=settings.split)
+        frame = frame.slice(settings.start, settings.count)
+        output.write(Samples, frame)
+        output.commit(rows_in=frame.height)
+
+    stage = Stage(name="take", version=1, config=settings, inputs={"samples": [samples]})
+    return run(place, stage, compute, parent=parent)
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read the data file {path}: {error.strerror}") from error
+
+
+def _folder_digest(folder: Path | None) -> str:
+    if folder is None:
+        return ""
+    if not folder.is_dir():
+        raise InputError(f"the image folder {folder} does not exist or is not a folder")
+    stats = ((file.relative_to(folder).as_posix(), file.stat()) for file in sorted(folder.rglob("*")) if file.is_file())
+    lines = (f"{name}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}\n" for name, stat in stats)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

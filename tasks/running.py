@@ -1,0 +1,57 @@
+"""How every task runs its stage: compute it once, record it in MLflow, and say whether it was there already."""
+
+from collections.abc import Callable
+
+from prefect import get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from core.manifest import Manifest
+from core.stage import Output, Stage, StageResult, run_stage
+from tasks.tracking import DatasetInfo
+from tasks.workplace import Workplace
+
+
+def run(place: Workplace, stage: Stage, compute: Callable[[Output], None], *, parent: str) -> State:
+    """Run a stage and return a completed state with its Ref: named "Cached" if the output was there already.
+
+    Args:
+        place: where the store, the claims and the tracker are.
+        stage: the work, named by its key.
+        compute: writes the output and commits it.
+        parent: MLflow run of the round (or "" without a tracker).
+    """
+    tracker = place.tracker
+    run_id = tracker.start_run(stage.name, parent=parent, tags=_tags(stage), params=stage.config_dict)
+    try:
+        result = run_stage(place.store, place.claims, stage, compute, work_root=place.work_root)
+    except BaseException:
+        tracker.finish(run_id, "FAILED")
+        raise
+    _record(place, run_id, stage, result)
+    tracker.finish(run_id, "FINISHED")
+    get_run_logger().info("%s %s %s", stage.name, "cached" if result.cached else "done", result.manifest.counts)
+    return Completed(name="Cached" if result.cached else "Completed", message=result.ref.uri, data=result.ref)
+
+
+def _tags(stage: Stage) -> dict[str, str]:
+    parents = {f"redraft.parent.{name}": ",".join(ref.digest for ref in refs) for name, refs in stage.inputs.items()}
+    return {"redraft.stage": stage.name, "redraft.version": str(stage.version), "redraft.key": stage.key, **parents}
+
+
+def _record(place: Workplace, run_id: str, stage: Stage, result: StageResult) -> None:
+    tracker, manifest = place.tracker, result.manifest
+    refs = [(name, ref) for name, group in stage.inputs.items() for ref in group]
+    tracker.log_inputs(run_id, [DatasetInfo(name=ref.uri, digest=ref.digest, uri=ref.uri, context=name) for name, ref in refs])
+    tags = {"redraft.output": result.ref.uri, "redraft.digest": result.ref.digest, "redraft.cached": str(result.cached)}
+    tracker.set_tags(run_id, tags)
+    tracker.log_metrics(run_id, _metrics(manifest), step=0)
+
+
+def _metrics(manifest: Manifest) -> dict[str, float]:
+    """The account and the numeric facts of a manifest, flat."""
+    counts = manifest.counts
+    rejected = {f"rejected/{reason}": float(n) for reason, n in counts.rejected.items()}
+    failed = {f"failed/{reason}": float(n) for reason, n in counts.failed.items()}
+    facts = {name: float(value) for name, value in manifest.facts.items() if isinstance(value, int | float)}
+    return {"seconds": manifest.seconds, "rows_in": float(counts.rows_in), "rows_ok": float(counts.ok), **rejected, **failed, **facts}

@@ -1,0 +1,76 @@
+"""Where a task finds its store, claims and tracker: plain values that travel between processes."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from core.claims import Claims, open_database
+from core.ingest.images import decode
+from core.manifest import Ref, read_manifest
+from core.settings import Settings
+from core.store import Store, image_path, open_store, read_verified
+from tasks.tracking import Tracking, connect
+
+
+class Workplace(Settings):
+    """The addresses that every task of a run needs. Passwords are not in it: they come from the environment."""
+
+    home: Path
+    store_uri: str
+    s3_endpoint: str | None = None
+    database_url: str
+    mlflow_uri: str | None = None
+    experiment: str = "redraft"
+
+    @property
+    def store(self) -> Store:
+        """The store of datasets, checkpoints and images."""
+        return _store(self.store_uri, self.s3_endpoint, self.home)
+
+    @property
+    def claims(self) -> Claims:
+        """Who does what, in the shared database."""
+        return _claims(self.database_url)
+
+    @property
+    def tracker(self) -> Tracking:
+        """MLflow, or nothing if no tracker is configured."""
+        return _tracker(self.mlflow_uri, self.experiment)
+
+    @property
+    def work_root(self) -> Path:
+        """Folder on this machine for work that survives a crash."""
+        return self.home / "work"
+
+    def image_bytes(self, sha: str) -> bytes:
+        """An image's encoded bytes, checked against its sha."""
+        return read_verified(self.store, image_path(sha), sha)
+
+    @property
+    def load_image(self) -> Callable[[str], np.ndarray]:
+        """sha -> uint8 RGB pixels (height, width, 3)."""
+        return lambda sha: decode(self.image_bytes(sha))
+
+    def local_folder(self, ref: Ref) -> Path:
+        """A folder on this machine with the files of a checkpoint, each checked against its sha256."""
+        for part in read_manifest(self.store, ref.uri).parts:
+            read_verified(self.store, f"{ref.uri}/{part.path}", part.sha256)
+            path = self.store.local(f"{ref.uri}/{part.path}")
+        return path.parents[len(Path(part.path).parts) - 1]
+
+
+@lru_cache(maxsize=8)
+def _store(uri: str, endpoint: str | None, home: Path) -> Store:
+    return open_store(uri, endpoint_url=endpoint, cache=home / "cache")
+
+
+@lru_cache(maxsize=8)
+def _claims(url: str) -> Claims:
+    return Claims(open_database(url))
+
+
+@lru_cache(maxsize=8)
+def _tracker(uri: str | None, experiment: str) -> Tracking:
+    return connect(uri, experiment)
