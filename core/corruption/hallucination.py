@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 import polars as pl
 
+from core.corruption.rows import reject_frame
 from core.errors import ConfigError, RowError
 from core.seeds import rng as stream
 from core.worlds.scenes import scene_of
@@ -29,7 +30,7 @@ from core.worlds.scenes_grammar import (
     read_clause,
 )
 from core.worlds.scenes_graph import Relation, Scene, relations
-from data_contracts import HallucinationPairs, RowFailure
+from data_contracts import HallucinationPairs
 
 PairKind = Literal["object", "attribute", "count", "place", "relation"]
 KINDS: tuple[PairKind, ...] = get_args(PairKind)
@@ -58,13 +59,19 @@ class _Place:
     clause: Clause
 
 
-def make_pairs(
-    samples: pl.DataFrame, *, per_sample: int, seed: int, kinds: Sequence[PairKind] = KINDS
-) -> tuple[pl.DataFrame, list[RowFailure]]:
-    """Up to `per_sample` different pairs of each sample, as HallucinationPairs rows, and the samples without any.
+@dataclass(frozen=True, kw_only=True)
+class MadePairs:
+    """`pairs` (HallucinationPairs), and one row of `rejects` (row_id, outcome, reason, detail) a sample without any."""
 
-    Pairs of a sample go through `kinds` in random order, so that they are spread evenly. Failure reasons: `no_grammar`
-    (the reference describes no scene), `no_such_fact` (it states no fact of these kinds).
+    pairs: pl.DataFrame
+    rejects: pl.DataFrame
+
+
+def make_pairs(samples: pl.DataFrame, *, per_sample: int, seed: int, kinds: Sequence[PairKind] = KINDS) -> MadePairs:
+    """Up to `per_sample` different pairs of each of the Samples rows.
+
+    Pairs of a sample go through `kinds` in random order, so that they are spread evenly. Reasons of rejects:
+    `no_grammar` (the reference describes no scene), `no_such_fact` (it states no fact of these kinds).
 
     Raises:
         ConfigError: if `kinds` is empty or names an unknown kind.
@@ -72,13 +79,20 @@ def make_pairs(
     if not kinds or set(kinds) - set(KINDS):
         raise ConfigError(f"pair kinds must be some of {', '.join(KINDS)}; got {list(kinds)}")
     rows: list[dict[str, str | int]] = []
-    failures: list[RowFailure] = []
+    rejected: list[tuple[str, RowError]] = []
     for sample_id, reference in samples.select("sample_id", "reference").iter_rows():
         try:
             rows.extend(_pairs(sample_id, reference, per_sample, stream(seed, "pairs", sample_id), kinds))
         except RowError as error:
-            failures.append(RowFailure(sample_id, error.reason))
-    return pl.DataFrame(rows, schema=HallucinationPairs.create_empty().schema), failures
+            rejected.append((sample_id, error))
+    return MadePairs(
+        pairs=pl.DataFrame(rows, schema=HallucinationPairs.create_empty().schema),
+        rejects=reject_frame(
+            [sample_id for sample_id, _ in rejected],
+            [error.reason for _, error in rejected],
+            [error.detail for _, error in rejected],
+        ),
+    )
 
 
 def _pairs(

@@ -1,0 +1,170 @@
+"""DraftRevision, ReDiff Stage II: the model's own drafts, and what the expert made of them (eq. 5).
+
+Shapes: N usable drafts, D draws, R = N x D rows, L positions of the response.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase
+
+from core.corruption.replay import read_decodings
+from core.corruption.responses import Prompts, Vocabulary, encode_responses, vocabulary
+from core.corruption.revised import Revised, read_revised
+from core.corruption.rows import Corrupted, ResponseArrays, assemble, token_regions
+from core.corruption.weights import RefineScope
+from core.errors import InputError
+from core.seeds import rng, stream_keys, uniforms
+from core.settings import Settings
+from data_contracts import Samples, TokenKind
+
+Ground = Callable[[str, str], Sequence[dict[str, int]]]
+"""(reference, text) -> grounding spans {start, end, region} of a text about the reference's image."""
+_SHARE, _STEP = range(2)
+_PURPOSES = 8
+
+
+class RefineSettings(Settings):
+    """How revised drafts become training rows. The objective's `refine_scope` says which drafts its loss can use."""
+
+    draws: int = Field(default=1, ge=1)
+    """Training rows a draft; more than one makes sense with `input: trajectory`."""
+    input: Literal["published", "trajectory"] = "published"
+    """`published`: the whole draft; `trajectory`: for a share of the rows a partial state of the draft's decoding."""
+    trajectory_share: float = Field(default=0.7, ge=0.0, le=1.0)
+    """With `input: trajectory`, the share of rows that show a partial state; the others show the whole draft."""
+    keep_partial: bool = False
+    """Keep drafts of which a segment could not be aligned, where the loss covers what the expert did not name: there
+    the target is known to be wrong. Under scope `mistakes` they are always kept, for there they have no loss."""
+
+
+def refine_rows(
+    drafts: pl.DataFrame,
+    revisions: pl.DataFrame,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    scope: RefineScope,
+    settings: RefineSettings,
+    ground: Ground | None = None,
+) -> Corrupted:
+    """Drafts and their Revisions -> `draws` examples a draft (recipe `refine`).
+
+    A row in is a draft, or a revision without one; rejects are those of `core.corruption.revised`.
+    The target is the expert's text, all end-of-text from its first end-of-text on. Kinds: MASK where the input is
+    masked, MISTAKE where it differs from the target, CLEAN elsewhere. t is the share of masked positions.
+    Draft [a, blue, ring, EOS], revised to red: target [a, red, ring, EOS], kinds [CLEAN, MISTAKE, CLEAN, CLEAN].
+
+    `ground`, if given, finds the image regions that the expert's text speaks of.
+    """
+    vocab = vocabulary(tokenizer)
+    revised = read_revised(drafts, revisions, vocab, scope=scope, keep_partial=settings.keep_partial)
+    input_RL = _inputs(revised, vocab, seed, scope, settings)
+    target_RL = np.repeat(revised.target_NL, settings.draws, axis=0)
+    kinds_RL = _kinds(input_RL, target_RL, vocab)
+    regions_RL = np.repeat(_regions(revised, tokenizer, ground), settings.draws, axis=0)
+    rows = ResponseArrays(
+        input_NL=input_RL,
+        target_NL=target_RL,
+        kinds_NL=kinds_RL,
+        regions_NL=np.where(kinds_RL == TokenKind.CLEAN, regions_RL, np.int16(-1)),
+        t_N=(kinds_RL == TokenKind.MASK).mean(axis=1, dtype=np.float32),
+    )
+    meta = _meta(revised.frame, settings.draws, grounded=ground is not None)
+    return Corrupted(
+        examples=assemble(meta, _prompts(revised.frame, settings.draws), rows, recipe="refine"),
+        rejects=revised.rejects,
+        rows_in=revised.rows_in,
+        rows_ok=revised.frame.height,
+    )
+
+
+def _inputs(
+    revised: Revised, vocab: Vocabulary, seed: int, scope: RefineScope, settings: RefineSettings
+) -> NDArray[np.int32]:
+    """What the model sees, (R, L): the draft, or a state after at least one step of its decoding and before the last.
+
+    Under scope `mistakes` a state that shows no mistake would teach nothing: the draft stands in for it.
+    """
+    draft_NL, target_NL = revised.draft_NL, revised.target_NL
+    if settings.input == "published":
+        return np.repeat(draft_NL, settings.draws, axis=0)
+    decodings = read_decodings(draft_NL, revised.frame["writes"], vocab.mask)
+    keys_N = stream_keys(("refine", seed), revised.frame["draft_id"].to_list())
+    inputs = []
+    for draw in range(settings.draws):
+        share_N = uniforms(keys_N, 1, salt=draw * _PURPOSES + _SHARE)[:, 0]
+        step_N = uniforms(keys_N, 1, salt=draw * _PURPOSES + _STEP)[:, 0]
+        inner_N = np.maximum(decodings.steps_N - 1, 0)
+        state_NL = decodings.states(1 + (step_N * inner_N).astype(np.int64), draft_NL.shape[1])
+        partial_N = (share_N < settings.trajectory_share) & (inner_N > 0)
+        if scope == "mistakes":
+            partial_N &= ((state_NL != target_NL) & (state_NL != vocab.mask)).any(axis=1)
+        inputs.append(np.where(partial_N[:, None], state_NL, draft_NL))
+    return np.stack(inputs, axis=1).reshape(-1, draft_NL.shape[1])
+
+
+def _kinds(input_RL: NDArray[np.int32], target_RL: NDArray[np.int32], vocab: Vocabulary) -> NDArray[np.int8]:
+    kinds_RL = np.where(input_RL == target_RL, np.int8(TokenKind.CLEAN), np.int8(TokenKind.MISTAKE))
+    return np.where(input_RL == vocab.mask, np.int8(TokenKind.MASK), kinds_RL).astype(np.int8)
+
+
+def _regions(revised: Revised, tokenizer: PreTrainedTokenizerBase, ground: Ground | None) -> NDArray[np.int16]:
+    """The image region of each target token, (N, L); -1 where the text does not encode back to the target's ids."""
+    regions_NL = np.full(revised.target_NL.shape, -1, dtype=np.int16)
+    if ground is None or revised.frame.height == 0:
+        return regions_NL
+    references = revised.frame["reference"].to_list()
+    texts = revised.frame.select(pl.coalesce("refined_text", "text")).to_series().to_list()
+    spans = [list(ground(reference, text)) for reference, text in zip(references, texts, strict=True)]
+    encoded = encode_responses(tokenizer, texts, revised.target_NL.shape[1])
+    same_N = (encoded.ids_NL == revised.target_NL).all(axis=1)
+    found_NL = token_regions(
+        pl.Series(spans, dtype=Samples.create_empty().schema["grounding"]), encoded.start_NL, encoded.end_NL
+    )
+    return np.where(same_N[:, None], found_NL, regions_NL)
+
+
+def _meta(frame: pl.DataFrame, draws: int, *, grounded: bool) -> pl.DataFrame:
+    """The columns of `draws` examples a draft, next to each other."""
+    repeated = frame.select(
+        "draft_id", "sample_id", "image_sha", "round", grounded=pl.lit(grounded), parents=pl.concat_list("draft_id")
+    )[np.repeat(np.arange(frame.height), draws)]
+    draw = pl.Series(np.tile(np.arange(draws), frame.height))
+    return repeated.with_columns(example_id=pl.format("{}/refine/{}", "draft_id", draw), origin=pl.lit("draft"))
+
+
+def _prompts(frame: pl.DataFrame, draws: int) -> Prompts:
+    """The drafts' prompts as the model saw them, each distinct one once."""
+    distinct = frame.select("prompt_ids").unique(maintain_order=True).with_row_index("index")
+    index = frame.join(distinct, on="prompt_ids", how="left", maintain_order="left")["index"]
+    ids = [row.to_numpy().astype(np.int32) for row in distinct["prompt_ids"]]
+    index_N = np.repeat(index.to_numpy().astype(np.int64), draws)
+    return Prompts(ids_P=ids, index_N=index_N, reason_P=[None] * len(ids))
+
+
+def mix_replay(refined: pl.DataFrame, replayed: pl.DataFrame, share: float, seed: int) -> pl.DataFrame:
+    """TrainingExamples of which a share is replayed: all of `refined`, then rows drawn from `replayed`.
+
+    Rows are drawn without replacement until all are used, then again; a row drawn again has "~1", "~2", ... after its
+    id. With 300 refined rows and share 0.25, 100 are replayed.
+
+    Raises:
+        InputError: share outside [0, 1), or nothing to replay.
+    """
+    if not 0.0 <= share < 1.0:
+        raise InputError(f"the replayed share must be at least 0 and below 1, not {share}")
+    count = round(refined.height * share / (1.0 - share))
+    if count == 0:
+        return refined
+    if replayed.height == 0:
+        raise InputError("there are no rows to replay: set the replayed share to 0, or give Stage I rows")
+    again = np.arange(count) // replayed.height
+    passes = [rng("replay", seed, turn).permutation(replayed.height) for turn in range(int(again[-1]) + 1)]
+    drawn = replayed[np.concatenate(passes)[:count]]
+    example_id = pl.when(pl.Series(again) > 0).then(pl.format("{}~{}", "example_id", pl.Series(again)))
+    return pl.concat([refined, drawn.with_columns(example_id.otherwise("example_id").alias("example_id"))])
