@@ -1,0 +1,127 @@
+"""What decoding, training and evaluation need of a model, whoever made it.
+
+Shapes: B rows, L text tokens, N image positions, D hidden size, R image regions, V vocabulary.
+A checkpoint is a folder: config.json, model.safetensors and the tokenizer's files, as transformers writes them.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from core.errors import InputError
+
+LOADERS: dict[str, str] = {"scene_denoiser": "core.models.scene_denoiser:load"}
+"""`model_type` of config.json -> `module:function` that loads such a folder; imported only when it is asked for."""
+
+
+class Denoiser(Protocol):
+    """A bidirectional model that predicts every token of a partly masked text, given an image."""
+
+    tokenizer: PreTrainedTokenizerBase
+    """With mask_token_id, eos_token_id and pad_token_id set."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and token ids are expected."""
+        ...
+
+    def pixels(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Preprocess uint8 images of H x W x 3, each of any size: (B, ...) on the model's device."""
+        ...
+
+    def image_features(self, pixels: Tensor) -> Tensor | None:
+        """What `hidden` needs of the images, (B, N, D); computed once a sample. None for a model without vision."""
+        ...
+
+    def hidden(self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Tensor | None) -> Tensor:
+        """Final hidden states of the text, (B, L, D). Every valid position sees every other; False is padding."""
+        ...
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Scores of the vocabulary, (N, V), for the hidden states that need them."""
+        ...
+
+
+class TrainableDenoiser(Denoiser, Protocol):
+    """A denoiser that the training loop can train (an nn.Module that knows its hidden matrices)."""
+
+    def hidden_and_regions(
+        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`hidden`, and scores (B, L, R) of the image region each token speaks of; None without such a head."""
+        ...
+
+    def matrix_names(self) -> frozenset[str]:
+        """Names of the parameters that are weight matrices between hidden layers (what Muon is made for)."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """As nn.Module's."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As nn.Module's."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """As nn.Module's."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
+        """As nn.Module's."""
+        ...
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module's."""
+        ...
+
+    def save_pretrained(self, save_directory: str | Path) -> object:
+        """As transformers': config.json and model.safetensors."""
+        ...
+
+
+def load_denoiser(path: str | Path) -> TrainableDenoiser:
+    """Load the checkpoint folder `path` by its `model_type`, in evaluation mode.
+
+    Raises:
+        InputError: if the folder is no checkpoint, or of a type that no loader is known for.
+    """
+    folder = Path(path)
+    try:
+        model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} is no checkpoint: config.json with a model_type is needed ({error!r})") from error
+    if model_type not in LOADERS:
+        raise InputError(f"{folder}: no loader for model_type {model_type!r}; known: {', '.join(sorted(LOADERS))}")
+    module, function = LOADERS[model_type].split(":")
+    loader = cast(Callable[[Path], TrainableDenoiser], getattr(import_module(module), function))
+    with _no_progress_bars():
+        return loader(folder)
+
+
+def save_denoiser(model: TrainableDenoiser, path: str | Path) -> None:
+    """Write `model` and its tokenizer to the folder `path`, so that `load_denoiser` gives it back."""
+    with _no_progress_bars():
+        model.save_pretrained(Path(path))
+    model.tokenizer.save_pretrained(Path(path))
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """transformers draws one for every file, however small."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'

@@ -1,0 +1,70 @@
+"""Tokenizers with the four control tokens of a mask-diffusion model: `<mask>`, `<eos>`, `<pad>`, `<unk>`.
+
+The control tokens are no part of the text model: text that spells "<mask>" is encoded as ordinary text.
+Nothing is added to what is encoded (no begin, no end), so that ids and character offsets are those of the text.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from core.errors import ConfigError
+
+MASK_TOKEN = "<mask>"  # noqa: S105 - the name of a token, not a password
+EOS_TOKEN = "<eos>"  # noqa: S105
+PAD_TOKEN = "<pad>"  # noqa: S105
+UNK_TOKEN = "<unk>"  # noqa: S105
+CONTROL_TOKENS = (MASK_TOKEN, EOS_TOKEN, PAD_TOKEN, UNK_TOKEN)
+
+
+def build_word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer that splits on whitespace: one token a word, `<unk>` for any other; decoding joins by single spaces.
+
+    Ids follow the order of `words`; the control tokens come after them.
+
+    Raises:
+        ConfigError: if a word is empty, holds whitespace, appears twice or is a control token.
+    """
+    for word in words:
+        if word.split() != [word] or word in CONTROL_TOKENS:
+            raise ConfigError(f"not a word that a word tokenizer can hold: {word!r}")
+    if len(set(words)) != len(words):
+        raise ConfigError("the words of a word tokenizer must differ from each other")
+    vocabulary = {word: index for index, word in enumerate((*words, UNK_TOKEN))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK_TOKEN))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _with_control_tokens(backend)
+
+
+def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most `vocab_size` tokens, learned from `texts`; decoding gives the text back.
+
+    Raises:
+        ConfigError: if `vocab_size` cannot hold the 256 bytes and the control tokens.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    learned = vocab_size - len(CONTROL_TOKENS)
+    if learned < len(alphabet):
+        raise ConfigError(f"a byte-level vocabulary has at least {len(alphabet) + len(CONTROL_TOKENS)} tokens")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=learned, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    return _with_control_tokens(backend)
+
+
+def _with_control_tokens(backend: Tokenizer) -> PreTrainedTokenizerFast:
+    backend.add_special_tokens([AddedToken(token, special=True) for token in CONTROL_TOKENS])
+    # split_special_tokens: the control tokens are never looked for in text, whoever wrote it
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers'
+        tokenizer_object=backend,
+        mask_token=MASK_TOKEN,
+        eos_token=EOS_TOKEN,
+        pad_token=PAD_TOKEN,
+        unk_token=UNK_TOKEN,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
+    )

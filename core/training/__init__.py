@@ -1,0 +1,1 @@
+"""How a model is trained: collation, one loop for all methods, optimizers, atomic checkpoints."""
