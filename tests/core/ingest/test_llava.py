@@ -270,7 +270,7 @@ def test_whatever_json_comes_every_row_is_accounted_for(tmp_path_factory, values
 @settings(max_examples=100, deadline=None)
 @given(st.text(min_size=1))
 def test_any_valid_unicode_survives(tmp_path_factory, text):
-    samples, rejects = ingest(tmp_path_factory.mktemp("unicode"), [row("x" + text + "x")])
+    samples, rejects = ingest(tmp_path_factory.mktemp("unicode"), [row("x" + text + "x")], control_tokens=())
     assert samples["reference"].to_list() == ["x" + text + "x"]
     assert rejects.is_empty()
 
