@@ -123,7 +123,12 @@ class ComputeSettings(Settings):
     """This machine. Nothing here changes a result's key."""
 
     threads: int = Field(default=2, ge=1)
-    """Processor threads; arms that train side by side share them."""
+    """Processor threads; work that runs side by side shares them."""
+
+    @property
+    def beside(self) -> int:
+        """Threads of one of two pieces of work that run side by side."""
+        return max(1, self.threads // 2)
 
 
 class PlaceSettings(Settings):

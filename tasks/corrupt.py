@@ -76,21 +76,21 @@ def mask(place: Workplace, config: MaskConfig, tokenizer: Ref, samples: Ref, *, 
 
 @task(cache_policy=NO_CACHE)
 def corrupt(
-    place: Workplace, config: RevisionConfig, tokenizer: Ref, samples: Ref, pairs: Ref, *, parent: str
+    place: Workplace, config: RevisionConfig, tokenizer: Ref, samples: Ref, pairs: Ref | None, *, parent: str
 ) -> State:
     """Samples and their pairs -> corrupted training examples (eq. 3 and 4), in the tokens of the checkpoint `tokenizer`."""
 
     def compute(output: Output) -> None:
         _write(output, revision_rows(
             read_table(place.store, samples, Samples),
-            read_table(place.store, pairs, HallucinationPairs),
+            read_table(place.store, [pairs] if pairs else [], HallucinationPairs),
             load_tokenizer(place.local_folder(tokenizer)),
             response_length=config.response_length,
             seed=config.seed,
             settings=config.revision,
         ))
 
-    inputs = {"tokenizer": [tokenizer], "samples": [samples], "pairs": [pairs]}
+    inputs = {"tokenizer": [tokenizer], "samples": [samples], "pairs": [pairs] if pairs else []}
     return run(place, Stage(name="corrupt", version=1, config=config, inputs=inputs), compute, parent=parent)
 
 

@@ -1,6 +1,7 @@
 """Samples into the store: from the scene world, or from a user's file; and slices of them."""
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 
 from prefect import task
@@ -72,12 +73,14 @@ def ingest(place: Workplace, path: Path, images: Path | None, settings: IngestSe
 
     def compute(output: Output) -> None:
         rows_in = 0
+        splits: Counter[str] = Counter()
         put = lambda data: put_image(place.store, data)  # noqa: E731 - the store, as the reader wants it
         for index, batch in enumerate(ingest_llava(path, images=images, put_image=put, settings=settings)):
             output.write(Samples, batch.samples, part=f"{index:08d}")
             output.reject_frame(batch.rejects)
             rows_in += batch.rows_in
-        output.commit(rows_in=rows_in)
+            splits.update(batch.samples["split"].to_list())
+        output.commit(rows_in=rows_in, facts=dict(splits))
 
     return run(place, Stage(name="ingest", version=1, config=config), compute, parent=parent)
 

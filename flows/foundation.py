@@ -1,0 +1,113 @@
+"""The flow `foundation`: samples, a tokenizer and an untrained model, the base, and ReDiff's stage 1."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from core.config import RunConfig
+from core.errors import ConfigError
+from core.manifest import Ref, read_manifest
+from core.settings import Settings
+from flows.gathering import only
+from tasks.corrupt import MaskConfig, PairConfig, RevisionConfig, corrupt, mask, pair
+from tasks.data import SampleSlice, SceneSlice, ingest, synth, take
+from tasks.finetune import FinetuneConfig, ModelConfig, create_model, finetune
+from tasks.workplace import Workplace
+
+
+class Foundation(Settings):
+    """What the rounds and the baseline start from."""
+
+    samples: Ref
+    """The train samples of base and stage 1."""
+    dev: Ref
+    test: Ref
+    blank: Ref
+    """The untrained model and its tokenizer."""
+    base: Ref
+    replay: Ref
+    """Stage 1's rows: a share of them is mixed into stage 2."""
+    stage1: Ref
+    """The model of round 0."""
+    ingested: Ref | None = None
+    """All samples of the user's file."""
+    used: int
+    """Scenes (or rows of the file's train split) that `samples` took; rounds take those after them."""
+
+
+@flow(name="foundation", flow_run_name="foundation")
+def foundation(config: RunConfig, place: Workplace, parent: str) -> Foundation:
+    """Data -> base (mask-predict) -> stage 1 (syntax noise and hallucinations)."""
+    ingested = _ingested(config, place, parent)
+    used = _train_rows(config, place, ingested)
+    samples = samples_of(config, place, "train", 0, used, config.data.captions, ingested, parent)
+    dev = samples_of(config, place, "dev", 0, config.data.dev, 1, ingested, parent)
+    test = samples_of(config, place, "test", 0, config.data.test, 1, ingested, parent)
+    blank = only(create_model.submit(place, ModelConfig.of(config), samples, parent=parent), "model")
+    base = _base(config, place, blank, samples, parent)
+    replay = _stage1_rows(config, place, blank, samples, parent)
+    tuning = FinetuneConfig(name="stage1", train=config.stage1, objective=config.objective, seed=config.seed)
+    stage1 = only(
+        finetune.submit(place, tuning, base, replay, threads=config.compute.threads, parent=parent), "stage 1"
+    )
+    return Foundation(
+        samples=samples, dev=dev, test=test, blank=blank, base=base, replay=replay, stage1=stage1,
+        ingested=ingested, used=used,
+    )  # fmt: skip
+
+
+def samples_of(
+    config: RunConfig,
+    place: Workplace,
+    split: str,
+    start: int,
+    count: int,
+    captions: int,
+    ingested: Ref | None,
+    parent: str,
+) -> Ref:
+    """Samples [start, start + count) of a split, drawn from the scene world or taken from the user's file."""
+    if ingested is None:
+        slice_ = SceneSlice(split=split, start=start, count=count, captions=captions, seed=config.seed)
+        return only(synth.submit(place, slice_, parent=parent), f"{split} samples")
+    settings = SampleSlice(split=split, start=start, count=count)
+    return only(take.submit(place, ingested, settings, parent=parent), f"{split} samples")
+
+
+def _ingested(config: RunConfig, place: Workplace, parent: str) -> Ref | None:
+    if config.data.source == "scenes":
+        return None
+    images = Path(config.data.images) if config.data.images else None
+    return only(ingest.submit(place, Path(config.data.path), images, config.ingest, parent=parent), "ingestion")
+
+
+def _train_rows(config: RunConfig, place: Workplace, ingested: Ref | None) -> int:
+    """Rows for base and stage 1: what the rounds will need is left for them."""
+    if ingested is None:
+        return config.data.train
+    rows = int(read_manifest(place.store, ingested.uri).facts["train"])
+    free = rows - config.rounds.n * config.rounds.samples
+    if free < 1:
+        raise ConfigError(
+            f"{config.data.path} has {rows} usable train rows, but {config.rounds.n} rounds of {config.rounds.samples} "
+            "new samples leave none for base and stage 1: lower rounds.samples or rounds.n"
+        )
+    return min(config.data.train, free)
+
+
+def _base(config: RunConfig, place: Workplace, blank: Ref, samples: Ref, parent: str) -> Ref:
+    masking = MaskConfig(mask=config.mask, response_length=config.model.response_length, seed=config.seed)
+    rows = only(mask.submit(place, masking, blank, samples, parent=parent), "masking")
+    tuning = FinetuneConfig(name="base", train=config.base, objective=config.objective, seed=config.seed)
+    return only(finetune.submit(place, tuning, blank, rows, threads=config.compute.threads, parent=parent), "base")
+
+
+def _stage1_rows(config: RunConfig, place: Workplace, blank: Ref, samples: Ref, parent: str) -> Ref:
+    pairs = None  # captions outside the scene world have no rules yet that could make them wrong on purpose
+    if config.data.source == "scenes":
+        pairing = PairConfig(pair=config.pair, seed=config.seed)
+        pairs = only(pair.submit(place, pairing, samples, parent=parent), "pairing")
+    corruption = RevisionConfig(
+        revision=config.revision, response_length=config.model.response_length, seed=config.seed
+    )
+    return only(corrupt.submit(place, corruption, blank, samples, pairs, parent=parent), "corruption")

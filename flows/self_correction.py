@@ -1,0 +1,116 @@
+"""The flow `self_correction`: rounds of draft, revise, assemble, fine-tune, and a look at what was gained."""
+
+from prefect import flow
+
+from core.config import RunConfig
+from core.manifest import Ref, read_manifest
+from core.settings import Settings
+from flows.foundation import Foundation, samples_of
+from flows.gathering import gather, only
+from tasks.assemble import AssembleConfig, assemble
+from tasks.draft import DraftConfig, draft
+from tasks.evaluate import EvaluateConfig, evaluate
+from tasks.finetune import FinetuneConfig, finetune
+from tasks.promote import beats
+from tasks.revise import ReviseConfig, revise
+from tasks.rounds import close_round, open_round
+from tasks.workplace import Workplace
+
+
+class Round(Settings):
+    """What a round left behind."""
+
+    number: int
+    samples: Ref
+    drafts: list[Ref]
+    revisions: list[Ref]
+    examples: Ref
+    model: Ref
+    dev: Ref
+    """Its evaluation on the dev split."""
+    gained: bool
+    """Does its dev result, with its interval, beat the best round before?"""
+
+
+@flow(name="self_correction", flow_run_name="self_correction")
+def self_correction(
+    config: RunConfig, place: Workplace, ground: Foundation, start: Ref, first_sample: int, parent: str
+) -> list[Round]:
+    """Rounds from the model `start` on; stops when `rounds.patience` rounds in a row have gained nothing."""
+    rounds: list[Round] = []
+    model = start
+    best = evaluate_dev(config, place, "round 0", start, ground.dev, config.compute.threads, parent)
+    for number in range(1, config.rounds.n + 1):
+        first = first_sample + (number - 1) * config.rounds.samples
+        done = correct_once(config, place, ground, number, model, best, first, parent)
+        rounds.append(done)
+        best = done.dev if done.gained else best
+        model = done.model
+        recent = rounds[-config.rounds.patience :]
+        if len(recent) == config.rounds.patience and not any(one.gained for one in recent):
+            break
+    return rounds
+
+
+def correct_once(
+    config: RunConfig, place: Workplace, ground: Foundation, number: int, model: Ref, best: Ref, first: int, parent: str
+) -> Round:
+    """One round: new samples, drafts of `model`, the expert's revisions, stage 2 from `model`, its dev result."""
+    run = open_round(place, f"round {number}", parent)
+    count = config.rounds.samples
+    samples = samples_of(config, place, "train", first, count, 1, ground.ingested, run)
+    drafts = _draft(config, place, number, model, samples, run)
+    revisions = _revise(config, place, ground.blank, drafts, run)
+    assembling = AssembleConfig(
+        refine=config.refine, scope=config.objective.refine_scope, replay=config.rounds.replay, seed=config.seed
+    )
+    examples = only(
+        assemble.submit(place, assembling, ground.blank, drafts, revisions, ground.replay, parent=run), "assembly"
+    )
+    tuning = FinetuneConfig(name="stage2", train=config.stage2, objective=config.objective, seed=config.seed + number)
+    tuned = only(finetune.submit(place, tuning, model, examples, threads=config.compute.beside, parent=run), "stage 2")
+    dev = evaluate_dev(config, place, f"round {number}", tuned, ground.dev, config.compute.beside, run)
+    gained = beats(place, dev, best, config.rounds.promote_on, config.seed)
+    close_round(place, run, gained)
+    return Round(
+        number=number, samples=samples, drafts=drafts, revisions=revisions, examples=examples, model=tuned, dev=dev,
+        gained=gained,
+    )  # fmt: skip
+
+
+def evaluate_dev(config: RunConfig, place: Workplace, arm: str, model: Ref, dev: Ref, threads: int, parent: str) -> Ref:
+    """The dev result that decides about the champion."""
+    measuring = EvaluateConfig(
+        arm=arm,
+        settings=(config.rounds.promote_on,),
+        batch_size=config.evaluate.batch_size,
+        response_length=config.model.response_length,
+        seed=config.seed,
+    )
+    return only(evaluate.submit(place, measuring, model, dev, threads=threads, parent=parent), "dev evaluation")
+
+
+def _draft(config: RunConfig, place: Workplace, number: int, model: Ref, samples: Ref, run: str) -> list[Ref]:
+    rows = read_manifest(place.store, samples.uri).counts.ok
+    shards = [
+        DraftConfig(
+            settings=config.draft.settings,
+            offset=offset,
+            length=min(config.draft.shard_size, rows - offset),
+            batch_size=config.draft.batch_size,
+            response_length=config.model.response_length,
+            round=number,
+            traces=config.evaluate.traces if offset == 0 else 0,
+        )
+        for offset in range(0, rows, config.draft.shard_size)
+    ]
+    futures = [
+        draft.submit(place, shard, model, samples, threads=config.compute.beside, parent=run) for shard in shards
+    ]
+    return gather(futures, "draft shards")
+
+
+def _revise(config: RunConfig, place: Workplace, tokenizer: Ref, drafts: list[Ref], run: str) -> list[Ref]:
+    asking = ReviseConfig.of(config.expert)
+    futures = [revise.submit(place, asking, config.expert, tokenizer, shard, parent=run) for shard in drafts]
+    return gather(futures, "revision shards")

@@ -1,0 +1,55 @@
+"""The model drafts: one shard of samples at every decoder setting."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from core.decoding.settings import DecodeSettings
+from core.drafting import draft as decode_drafts
+from core.manifest import Ref, read_table
+from core.models.denoiser import load_denoiser
+from core.settings import Settings
+from core.stage import Output, Stage
+from data_contracts import Drafts, Samples, Traces
+from tasks.compute import use_threads
+from tasks.running import run
+from tasks.workplace import Workplace
+
+
+class DraftConfig(Settings):
+    """One shard: samples [offset, offset + length) at every setting. Batches are part of the shard."""
+
+    settings: tuple[str, ...]
+    offset: int
+    length: int
+    batch_size: int
+    response_length: int
+    round: int
+    traces: int = 0
+
+
+@task(cache_policy=NO_CACHE, task_run_name="draft {config.offset}")
+def draft(place: Workplace, config: DraftConfig, model: Ref, samples: Ref, *, threads: int, parent: str) -> State:
+    """Samples -> drafts, with the log of every write."""
+
+    def compute(output: Output) -> None:
+        use_threads(threads)
+        rows = read_table(place.store, samples, Samples).slice(config.offset, config.length)
+        drafted = decode_drafts(
+            load_denoiser(place.local_folder(model)),
+            rows,
+            [DecodeSettings.parse(name) for name in config.settings],
+            load_image=place.load_image,
+            response_length=config.response_length,
+            batch_size=config.batch_size,
+            round_index=config.round,
+            model_digest=model.digest,
+            trace_samples=config.traces,
+        )
+        output.write(Drafts, drafted.drafts)
+        output.write(Traces, drafted.traces, counted=False)
+        output.reject_frame(drafted.rejects)
+        output.commit(rows_in=rows.height * len(config.settings))
+
+    stage = Stage(name="draft", version=1, config=config, inputs={"model": [model], "samples": [samples]})
+    return run(place, stage, compute, parent=parent)

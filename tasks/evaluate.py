@@ -1,0 +1,68 @@
+"""How good a model's answers are: one arm over one split, at every decoder setting."""
+
+import polars as pl
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from core.decoding.settings import DecodeSettings
+from core.drafting import answer
+from core.manifest import Ref, read_table
+from core.metrics.facts import measure, summarize
+from core.metrics.overlap import overlap_f1
+from core.models.denoiser import load_denoiser
+from core.settings import Settings
+from core.stage import Output, Stage
+from data_contracts import Evaluations, Samples
+from tasks.compute import use_threads
+from tasks.running import run
+from tasks.workplace import Workplace
+
+
+class EvaluateConfig(Settings):
+    """What decides an arm's numbers."""
+
+    arm: str
+    settings: tuple[str, ...]
+    batch_size: int
+    response_length: int
+    seed: int
+
+
+@task(cache_policy=NO_CACHE, task_run_name="evaluate {config.arm}")
+def evaluate(place: Workplace, config: EvaluateConfig, model: Ref, samples: Ref, *, threads: int, parent: str) -> State:
+    """Samples -> answers of `model` with their metrics; the summary of each setting is among the manifest's facts."""
+
+    def compute(output: Output) -> None:
+        use_threads(threads)
+        rows = read_table(place.store, samples, Samples)
+        answered = answer(
+            load_denoiser(place.local_folder(model)),
+            rows,
+            [DecodeSettings.parse(name) for name in config.settings],
+            load_image=place.load_image,
+            response_length=config.response_length,
+            batch_size=config.batch_size,
+        )
+        measured = measure_answers(answered.answers, rows, config.arm)
+        output.write(Evaluations, measured)
+        output.reject_frame(answered.rejects)
+        output.commit(rows_in=rows.height * len(config.settings), facts={"settings": by_setting(measured, config.seed)})
+
+    stage = Stage(name="evaluate", version=1, config=config, inputs={"model": [model], "samples": [samples]})
+    return run(place, stage, compute, parent=parent)
+
+
+def measure_answers(answers: pl.DataFrame, samples: pl.DataFrame, arm: str) -> pl.DataFrame:
+    """The Evaluations rows of answers: exact facts where the reference describes a scene, word overlap everywhere."""
+    texts = answers.join(samples.select("sample_id", "reference"), on="sample_id", maintain_order="left")
+    pairs = texts.select("reference", "text").rows()
+    metrics = pl.DataFrame([measure(reference, text) | {"overlap_f1": overlap_f1(reference, text)} for reference, text in pairs])
+    rows = pl.concat([texts.drop("reference"), metrics], how="horizontal").with_columns(arm=pl.lit(arm))
+    return rows.select(pl.col(name).cast(dtype) for name, dtype in Evaluations.create_empty().schema.items())
+
+
+def by_setting(evaluations: pl.DataFrame, seed: int) -> dict[str, dict[str, float | int | None]]:
+    """The summary of each decoder setting, in order of appearance."""
+    parts = evaluations.partition_by("setting", maintain_order=True, as_dict=True)
+    return {str(name): summarize(part, seed=seed) for (name,), part in parts.items()}

@@ -1,0 +1,95 @@
+"""Models: a new one, and training on materialised rows."""
+
+import json
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from core.config import RunConfig
+from core.corruption.settings import ObjectiveSettings
+from core.manifest import Ref, read_manifest, read_table
+from core.models.create import create_denoiser
+from core.models.denoiser import load_denoiser, save_denoiser
+from core.models.settings import ModelSettings
+from core.settings import Settings
+from core.stage import Output, Stage
+from core.training.batches import TrainingBatches
+from core.training.loop import train
+from core.training.settings import TrainSettings
+from data_contracts import Samples, TrainingExamples
+from tasks.running import run
+from tasks.workplace import Workplace
+
+CURVES = "training_curves.json"
+"""File of a checkpoint with [[step, {metric: mean}], ...]."""
+
+
+class ModelConfig(Settings):
+    """What decides a new model."""
+
+    model: ModelSettings
+    seed: int
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "ModelConfig":
+        """The part of a run's configuration that matters here."""
+        return cls(model=config.model, seed=config.seed)
+
+
+class FinetuneConfig(Settings):
+    """What decides a training."""
+
+    name: str
+    """base, stage1, stage2 or control."""
+    train: TrainSettings
+    objective: ObjectiveSettings
+    seed: int
+
+
+@task(cache_policy=NO_CACHE)
+def create_model(place: Workplace, config: ModelConfig, samples: Ref, *, parent: str) -> State:
+    """An untrained model and its tokenizer -> checkpoint."""
+
+    def compute(output: Output) -> None:
+        frame = read_table(place.store, samples, Samples)
+        texts = [*frame["prompt"].unique().sort(), *frame["reference"]]
+        save_denoiser(create_denoiser(config.model, texts, seed=config.seed), output.work / "model")
+        output.write_folder(output.work / "model")
+        output.commit(rows_in=1, ok=1)
+
+    reads = [] if config.model.tokenizer == "scenes" else [samples]
+    stage = Stage(name="create_model", version=1, config=config, inputs={"samples": reads}, kind="checkpoint")
+    return run(place, stage, compute, parent=parent)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="finetune {config.name}")
+def finetune(place: Workplace, config: FinetuneConfig, model: Ref, examples: Ref, *, threads: int, parent: str) -> State:
+    """A model and training examples -> the trained model. Goes on from its last checkpoint after a crash."""
+
+    def compute(output: Output) -> None:
+        denoiser = load_denoiser(place.local_folder(model))
+        rows = read_table(place.store, examples, TrainingExamples)
+        batches = TrainingBatches(
+            rows, denoiser, place.load_image, batch_size=config.train.batch_size, seed=config.seed, objective=config.objective
+        )
+        curves: list[tuple[int, dict[str, float]]] = []
+        result = train(
+            denoiser,
+            batches,
+            config.train,
+            grounding_weight=config.objective.grounding_weight,
+            threads=threads,
+            checkpoint_dir=output.work / "steps",
+            on_metrics=lambda step, metrics: curves.append((step, dict(metrics))),
+        )
+        save_denoiser(denoiser, output.work / "model")
+        output.write_folder(output.work / "model")
+        output.write_file(CURVES, json.dumps(curves).encode())
+        before = int(read_manifest(place.store, model.uri).facts.get("train_steps", 0))
+        facts = {"train_steps": before + config.train.steps, "training_seconds": result.seconds, **result.metrics}
+        output.commit(rows_in=rows.height, ok=rows.height, facts=facts)
+
+    inputs = {"model": [model], "examples": [examples]}
+    stage = Stage(name="finetune", version=1, config=config, inputs=inputs, kind="checkpoint")
+    return run(place, stage, compute, parent=parent)
