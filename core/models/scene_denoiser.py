@@ -21,7 +21,6 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from core.errors import ConfigError, InputError
 from core.models.scene_blocks import Block, rotation
-from core.models.settings import ModelSettings
 
 
 class SceneDenoiserConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # transformers'
@@ -39,7 +38,7 @@ class SceneDenoiserConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  #
     image_width: int = 48
     patch_size: int = 16
     patch_hidden_size: int = 192
-    region_layer: int = 2  # the region head reads the text after this many blocks
+    region_layer: int = 2  # the region head reads the text after this many blocks, or after the last
     rope_base: float = 50.0
     initializer_range: float = 0.02
     grid_initializer_range: float = 0.5  # row and column embeddings: large, or place is not learned
@@ -69,8 +68,6 @@ class SceneDenoiserConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  #
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is no multiple of 4 x {self.num_attention_heads} attention heads"
             )
-        if not 1 <= self.region_layer <= self.num_hidden_layers:
-            raise ConfigError(f"region_layer {self.region_layer} is not within 1..{self.num_hidden_layers} layers")
 
 
 class SceneDenoiser(PreTrainedModel):  # type: ignore[no-untyped-call]  # transformers'
@@ -105,18 +102,6 @@ class SceneDenoiser(PreTrainedModel):  # type: ignore[no-untyped-call]  # transf
         self.final_norm = nn.LayerNorm(d)
         self.lm_head = nn.Linear(d, config.vocab_size)
         self.post_init()  # type: ignore[no-untyped-call]  # transformers'
-
-    @classmethod
-    def build(
-        cls, settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, *, max_length: int, seed: int
-    ) -> "SceneDenoiser":
-        """A new model of the sizes in `settings` for texts of up to `max_length` tokens, prompt included."""
-        sizes = settings.model_dump()
-        layers, heads = sizes.pop("layers"), sizes.pop("heads")
-        config = SceneDenoiserConfig(
-            **sizes, num_hidden_layers=layers, num_attention_heads=heads, max_length=max_length
-        )
-        return cls.create(config, tokenizer, seed=seed)
 
     @classmethod
     def create(cls, config: SceneDenoiserConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> "SceneDenoiser":
@@ -204,7 +189,7 @@ class SceneDenoiser(PreTrainedModel):  # type: ignore[no-untyped-call]  # transf
         early_BTD = x_BTD
         for depth, block in enumerate(self.blocks, start=1):
             x_BTD = block(x_BTD, rotation_TP, padding_BT)
-            if depth == self.config.region_layer:
+            if depth <= self.config.region_layer:
                 early_BTD = x_BTD
         return self.final_norm(x_BTD[:, images:]), early_BTD[:, images:]
 

@@ -32,6 +32,9 @@ from core.training.optim import (
 )
 from core.training.settings import TrainSettings
 
+CurvePoint = tuple[int, Mapping[str, float]]
+"""Number of updates done, and the means of the metrics since the point before."""
+
 OnMetrics = Callable[[int, Mapping[str, float]], None]
 """Called with the number of updates done and the means of the metrics since the last call."""
 
@@ -46,12 +49,17 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """`resumed_at` updates were done before this call; `metrics` are the last reported means."""
+    """`resumed_at` updates were done before this call, which took `seconds`; `curve` has their metrics too."""
 
     steps: int
     resumed_at: int
     seconds: float
-    metrics: Mapping[str, float]
+    curve: list[CurvePoint]
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The means that were reported last."""
+        return self.curve[-1][1] if self.curve else {}
 
 
 def train(
@@ -80,8 +88,8 @@ def train(
         ConfigError: if `checkpoint_dir` belongs to a training with other settings.
     """
     optimizers = build_optimizers(model, settings)
-    first = _resume(model, optimizers, settings, checkpoint_dir)
-    window, started, last = _Window(), time.monotonic(), {}
+    first, curve = _resume(model, optimizers, settings, checkpoint_dir)
+    window, started = _Window(), time.monotonic()
     model.train()
     with _processor_threads(threads):
         for step in range(first, settings.steps):
@@ -92,15 +100,15 @@ def train(
             window.add({**metrics, "loss": loss, "grad_norm": norm})
             done = step + 1
             if done % settings.log_every == 0 or done == settings.steps:
-                last = {**window.means(), "lr": lr}
+                curve.append((done, {**window.means(), "lr": lr}))
                 window = _Window()
                 if on_metrics is not None:
-                    on_metrics(done, last)
+                    on_metrics(*curve[-1])
             if checkpoint_dir is not None and (done % settings.checkpoint_every == 0 or done == settings.steps):
-                _save(model, optimizers, settings, checkpoint_dir, done)
+                _save(model, optimizers, settings, curve, checkpoint_dir, done)
     model.train(False)
     seconds = time.monotonic() - started
-    return TrainResult(steps=settings.steps, resumed_at=first, seconds=seconds, metrics=last)
+    return TrainResult(steps=settings.steps, resumed_at=first, seconds=seconds, curve=curve)
 
 
 def batch_loss(model: TrainableDenoiser, batch: Batch, grounding_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -111,13 +119,13 @@ def batch_loss(model: TrainableDenoiser, batch: Batch, grounding_weight: float) 
     hidden_BLD, regions_BLR = model.hidden_and_regions(
         batch.input_ids_BL, valid_BL=batch.valid_BL, features_BND=features_BND
     )
-    supervised_BL = batch.weights_BL > 0
+    supervised_BL = batch.supervised_BL
     loss, metrics = denoising(
         model.logits(hidden_BLD[supervised_BL]),
         batch.target_ids_BL[supervised_BL],
         batch.weights_BL[supervised_BL],
         batch.kinds_BL[supervised_BL],
-        rows=len(batch.input_ids_BL),
+        rows=batch.rows,
     )
     if grounding_weight > 0 and regions_BLR is not None and batch.regions_BL is not None:
         region_loss, region_metrics = grounding(regions_BLR, batch.regions_BL)
@@ -142,26 +150,34 @@ def _update(
     return norm
 
 
-def _resume(model: TrainableDenoiser, optimizers: list[Optimizer], settings: TrainSettings, folder: Path | None) -> int:
-    """Load the newest checkpoint, if there is one. Returns the number of updates that are done."""
+def _resume(
+    model: TrainableDenoiser, optimizers: list[Optimizer], settings: TrainSettings, folder: Path | None
+) -> tuple[int, list[CurvePoint]]:
+    """Load the newest checkpoint, if there is one. Returns the number of updates that are done, and their curve."""
     state = load_latest(folder) if folder is not None else None
     if state is None:
-        return 0
-    if state.about != _about(settings):
+        return 0, []
+    if state.about["settings"] != _decisive(settings):
         raise ConfigError(f"{folder} holds checkpoints of a training with other settings: use another folder")
     model.load_state_dict(dict(state.model))
     load_optimizer_tensors(model.named_parameters(), optimizers, state.optimizer)
-    return state.step
+    return state.step, [(step, metrics) for step, metrics in state.about["curve"]]
 
 
 def _save(
-    model: TrainableDenoiser, optimizers: list[Optimizer], settings: TrainSettings, folder: Path, step: int
+    model: TrainableDenoiser,
+    optimizers: list[Optimizer],
+    settings: TrainSettings,
+    curve: list[CurvePoint],
+    folder: Path,
+    step: int,
 ) -> None:
     tensors = optimizer_tensors(model.named_parameters(), optimizers)
-    save_state(folder, TrainingState(step=step, model=model.state_dict(), optimizer=tensors, about=_about(settings)))
+    about = {"settings": _decisive(settings), "curve": curve}
+    save_state(folder, TrainingState(step=step, model=model.state_dict(), optimizer=tensors, about=about))
 
 
-def _about(settings: TrainSettings) -> dict[str, object]:
+def _decisive(settings: TrainSettings) -> dict[str, object]:
     """The settings that the weights depend on."""
     return settings.model_dump(mode="json", exclude={"log_every", "checkpoint_every"})
 
