@@ -20,7 +20,7 @@ _DEFAULTS: Mapping[str, str] = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    # Logs of flows, with the tracebacks of failed tasks, go to the Prefect API: redraft prints its own progress and errors.
+    # Logs of flows, with tracebacks of failed tasks, go to the Prefect API: redraft prints its own progress and errors.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
