@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from itertools import pairwise
 
 _WORD = re.compile(r"\w+")
 
@@ -19,10 +18,3 @@ def overlap_f1(reference: str, text: str) -> float:
     wanted, found = Counter(_words(reference)), Counter(_words(text))
     total = wanted.total() + found.total()
     return 2 * (wanted & found).total() / total if total else 1.0
-
-
-def repeat_rate(text: str) -> float:
-    """Share of words that repeat the word before: the stutter of few-step decoding. E.g. "a red red" -> 1/3."""
-    words = _words(text)
-    repeats = sum(before == word for before, word in pairwise(words))
-    return repeats / len(words) if words else 0.0

@@ -1,0 +1,171 @@
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from core.decoding.loop import Decoded, decode, strategies
+from core.decoding.settings import DecodeSettings
+from core.decoding.state import blank_canvas
+from core.decoding.trace import Recorder, replay
+from tests.core.decoding.literal import decode_one
+from tests.core.decoding.tiny import TinyDenoiser, random_prompts
+
+LENGTH = 20
+SETTINGS = (
+    "1 freeze",
+    "3 freeze",
+    "8 freeze block_length=12",
+    "1 refine",
+    "3 refine",
+    "7+4 refine",
+    "20+9 refine",
+    "3+2 refine block_length=7",
+    "2+1 refine start=0.5",
+    "3+1 refine topk=0.3",
+    "3+3 refine margin=0.2",
+    "4+2 refine block_length=10 start=0.4 topk=0.5 margin=0.05",
+)
+MIXED = [5, 2, 9, 5, 1, 7, 12, 5]
+
+
+def run(model, prompts, name: str, *, features=None, recorder: Recorder | None = None) -> Decoded:
+    schedule, policy = strategies(DecodeSettings.parse(name))
+    tokenizer = model.tokenizer
+    canvas = blank_canvas(
+        prompts,
+        response_length=LENGTH,
+        mask_id=tokenizer.mask_token_id,
+        pad_id=tokenizer.pad_token_id,
+        device=torch.device("cpu"),
+    )
+    return decode(
+        model,
+        canvas,
+        features_BND=features,
+        response_length=LENGTH,
+        schedule=schedule,
+        policy=policy,
+        recorder=recorder,
+    )
+
+
+def some_features(model: TinyDenoiser, rows: int) -> torch.Tensor:
+    images = [np.random.default_rng(row).integers(0, 256, (2, 2, 3), dtype=np.uint8) for row in range(rows)]
+    with torch.no_grad():
+        return model.image_features(model.pixels(images))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_batched_loop_equals_the_literal_one_step_by_step(name: str) -> None:
+    model, prompts = TinyDenoiser(), random_prompts(MIXED)
+    features, recorder = some_features(model, len(prompts)), Recorder()
+    fast = run(model, prompts, name, features=features, recorder=recorder)
+    writes = recorder.frame().rename({"new": "token"})
+    for row, prompt in enumerate(prompts):
+        literal = decode_one(model, prompt, LENGTH, DecodeSettings.parse(name), features[row : row + 1])
+        assert fast.nfe == len(literal.states)
+        of_row = writes.filter(pl.col("row") == row).to_dicts()
+        for steps, state in enumerate(literal.states, start=1):
+            mask = model.tokenizer.mask_token_id
+            assert replay(of_row, response_length=LENGTH, mask_id=mask, steps=steps).tolist() == state
+        assert fast.token_ids_BR[row].tolist() == literal.states[-1]
+
+
+@pytest.mark.parametrize("name", ["1 freeze", "4 freeze", "2 refine", "5+6 refine", "3+3 refine margin=0.2"])
+@pytest.mark.parametrize("vision", [True, False])
+def test_batch_composition_does_not_change_tokens(name: str, vision: bool) -> None:
+    model = TinyDenoiser(seed=3)
+    prompts = random_prompts(MIXED * 2, seed=1)
+    features = some_features(model, len(prompts)) if vision else None
+    together = run(model, prompts, name, features=features).token_ids_BR
+    alone = torch.cat(
+        [
+            run(model, [prompt], name, features=None if features is None else features[row : row + 1]).token_ids_BR
+            for row, prompt in enumerate(prompts)
+        ]
+    )
+    assert torch.equal(together, alone)
+    assert len({tuple(row) for row in together.tolist()}) > len(prompts) // 2  # the rows do differ
+
+
+def test_frozen_tokens_are_revealed_once_and_stay() -> None:
+    recorder = Recorder()
+    model = TinyDenoiser()
+    decoded = run(model, random_prompts(MIXED), "3 freeze", recorder=recorder)
+    writes = recorder.frame()
+    assert (writes["old"] == model.tokenizer.mask_token_id).all()
+    assert writes.group_by("row", "position").len()["len"].to_list() == [1] * (LENGTH * len(MIXED))
+    assert (
+        writes["new"].to_list()
+        == decoded.token_ids_BR.flatten()[(writes["row"] * LENGTH + writes["position"]).to_numpy()].tolist()
+    )
+
+
+def test_refining_overwrites_visible_tokens() -> None:
+    recorder, model = Recorder(), TinyDenoiser()
+    run(model, random_prompts(MIXED), "3 refine", recorder=recorder)
+    assert (recorder.frame()["old"] != model.tokenizer.mask_token_id).sum() > 20
+
+
+def test_mask_and_padding_are_never_written_however_probable() -> None:
+    model, recorder = TinyDenoiser(), Recorder()
+    forbidden = [model.tokenizer.mask_token_id, model.tokenizer.pad_token_id]
+    model.bias[forbidden] = 100.0
+    decoded = run(model, random_prompts(MIXED), "3+2 refine", recorder=recorder)
+    assert not torch.isin(decoded.token_ids_BR, torch.tensor(forbidden)).any()
+    assert not recorder.frame()["new"].is_in(forbidden).any()
+
+
+def test_padding_that_is_also_end_of_text_may_be_written() -> None:
+    model = TinyDenoiser()
+    model.tokenizer.pad_token = model.tokenizer.eos_token
+    model.bias[model.tokenizer.eos_token_id] = 100.0
+    assert (run(model, random_prompts(MIXED), "3 freeze").token_ids_BR == model.tokenizer.eos_token_id).all()
+
+
+def test_rows_at_a_fixed_point_leave_the_batch_without_changing_anything() -> None:
+    model = TinyDenoiser(seed=1, copy=1.0)
+    prompts = random_prompts([4] * 12, seed=5)
+    decoded = run(model, prompts, "4+12 refine")
+    assert decoded.nfe == 5 + 12
+    assert sum(model.rows_seen) == int(decoded.forwards_B.sum())
+    early = decoded.forwards_B < decoded.nfe
+    assert early.any(), "no row came to rest: choose another seed"
+    assert not early.all(), "every row came to rest: choose another seed"
+    assert model.rows_seen == sorted(model.rows_seen, reverse=True)
+    for row in range(len(prompts)):
+        literal = decode_one(model, prompts[row], LENGTH, DecodeSettings.parse("4+12 refine"))
+        assert decoded.token_ids_BR[row].tolist() == literal.states[-1]
+
+
+def test_the_head_reads_only_positions_that_may_change() -> None:
+    rows = len(MIXED)
+    frozen, refined = TinyDenoiser(), TinyDenoiser()
+    run(frozen, random_prompts(MIXED), "5 freeze")
+    assert frozen.scored == [rows * masks for masks in (20, 15, 10, 5)]
+    run(refined, random_prompts(MIXED), "5 refine start=0.5")
+    assert refined.scored == [rows * asked for asked in (20, 15, 20, 20)]
+    blocks = TinyDenoiser()
+    run(blocks, random_prompts(MIXED), "5 refine block_length=10")
+    assert blocks.scored == [rows * 10] * 4
+
+
+def test_head_in_chunks_gives_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = random_prompts(MIXED)
+    whole = run(TinyDenoiser(), prompts, "3+1 refine").token_ids_BR
+    monkeypatch.setattr("core.decoding.loop._HEAD_ROWS", 7)
+    model = TinyDenoiser()
+    assert torch.equal(run(model, prompts, "3+1 refine").token_ids_BR, whole)
+    assert max(model.scored) == 7
+
+
+def test_recorded_confidence_is_the_softmax_probability_of_the_new_token() -> None:
+    model, recorder = TinyDenoiser(), Recorder()
+    prompt = random_prompts([6])
+    run(model, prompt, "20 freeze", recorder=recorder)
+    ids = torch.tensor([prompt[0] + [model.tokenizer.mask_token_id] * LENGTH])
+    with torch.no_grad():
+        logits = model.logits(model.hidden(ids, valid_BL=ids >= 0, features_BND=None)[0, 6:])
+        logits[:, [model.tokenizer.mask_token_id, model.tokenizer.pad_token_id]] = -torch.inf
+        expected = logits.softmax(-1).max(-1).values
+    torch.testing.assert_close(torch.tensor(recorder.frame()["confidence"].to_list()), expected)
