@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from core.corruption.weights import ObjectiveSettings, token_weights
+from core.corruption.settings import ObjectiveSettings
+from core.corruption.weights import token_weights
 from data_contracts import TokenKind
 
 __all__ = ["ObjectiveSettings", "denoising", "grounding", "token_weights"]

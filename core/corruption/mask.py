@@ -8,14 +8,11 @@ import polars as pl
 from transformers import PreTrainedTokenizerBase
 
 from core.corruption.captions import draw_meta, draw_prompts, encode_captions
-from core.corruption.noise import NoiseSettings, base_kinds, fill_mask, masked, noise_levels
+from core.corruption.noise import base_kinds, fill_mask, masked, noise_levels
 from core.corruption.responses import vocabulary
 from core.corruption.rows import Corrupted, ResponseArrays, assemble
+from core.corruption.settings import MaskSettings
 from data_contracts import TokenKind
-
-
-class MaskSettings(NoiseSettings):
-    """How captions are masked for the mask-predict baseline."""
 
 
 def mask_rows(

@@ -3,34 +3,17 @@
 Shapes: N rows of one draw, L positions of the response, K ordinary ids.
 """
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from core.corruption.responses import Vocabulary
+from core.corruption.settings import NoiseSettings
 from core.seeds import uniforms
-from core.settings import Settings
 from data_contracts import TokenKind
 
 LEVEL, MASKED, CARRIES, PAIR, WHERE, WHAT = range(6)
 """What a stream is for: they are independent of each other."""
 _PURPOSES = 8
-
-
-class NoiseSettings(Settings):
-    """How noise levels are drawn, and which positions take part. Shared by the mask and revision corruptions."""
-
-    draws: int = Field(default=1, ge=1)
-    """Training rows a sample: each has its own noise."""
-    t_min: float = Field(default=1e-3, gt=0.0, le=1.0)
-    """Floor of the noise level: t is uniform over (t_min, 1]. It bounds the loss weight 1/t."""
-    t_sampling: Literal["stratified", "iid"] = "stratified"
-    """`stratified`: the draws of a sample share (t_min, 1] out evenly; `iid`: each draw is independent."""
-    fill: Literal["eos", "ignore"] = "eos"
-    """`eos`: the end-of-text fill up to the response's end is corrupted and supervised, as LLaDA does; `ignore`: what
-    follows the first end-of-text is padding, which neither attention nor loss sees."""
 
 
 def draw_uniforms(keys_N: NDArray[np.uint64], n: int, *, draw: int, purpose: int) -> NDArray[np.float64]:

@@ -4,42 +4,24 @@ Shapes: N usable drafts, D draws, R = N x D rows, L positions of the response.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from core.corruption.replay import read_decodings
+from core.corruption.decodings import read_decodings
 from core.corruption.responses import Prompts, Vocabulary, encode_responses, vocabulary
 from core.corruption.revised import Revised, read_revised
 from core.corruption.rows import Corrupted, ResponseArrays, assemble, token_regions
-from core.corruption.weights import RefineScope
-from core.errors import InputError
-from core.seeds import rng, stream_keys, uniforms
-from core.settings import Settings
+from core.corruption.settings import RefineScope, RefineSettings
+from core.seeds import stream_keys, uniforms
 from data_contracts import Samples, TokenKind
 
 Ground = Callable[[str, str], Sequence[dict[str, int]]]
 """(reference, text) -> grounding spans {start, end, region} of a text about the reference's image."""
 _SHARE, _STEP = range(2)
 _PURPOSES = 8
-
-
-class RefineSettings(Settings):
-    """How revised drafts become training rows. The objective's `refine_scope` says which drafts its loss can use."""
-
-    draws: int = Field(default=1, ge=1)
-    """Training rows a draft; more than one makes sense with `input: trajectory`."""
-    input: Literal["published", "trajectory"] = "published"
-    """`published`: the whole draft; `trajectory`: for a share of the rows a partial state of the draft's decoding."""
-    trajectory_share: float = Field(default=0.7, ge=0.0, le=1.0)
-    """With `input: trajectory`, the share of rows that show a partial state; the others show the whole draft."""
-    keep_partial: bool = False
-    """Keep drafts of which a segment could not be aligned, where the loss covers what the expert did not name: there
-    the target is known to be wrong. Under scope `mistakes` they are always kept, for there they have no loss."""
 
 
 def refine_rows(
@@ -145,26 +127,3 @@ def _prompts(frame: pl.DataFrame, draws: int) -> Prompts:
     ids = [row.to_numpy().astype(np.int32) for row in distinct["prompt_ids"]]
     index_N = np.repeat(index.to_numpy().astype(np.int64), draws)
     return Prompts(ids_P=ids, index_N=index_N, reason_P=[None] * len(ids))
-
-
-def mix_replay(refined: pl.DataFrame, replayed: pl.DataFrame, share: float, seed: int) -> pl.DataFrame:
-    """TrainingExamples of which a share is replayed: all of `refined`, then rows drawn from `replayed`.
-
-    Rows are drawn without replacement until all are used, then again; a row drawn again has "~1", "~2", ... after its
-    id. With 300 refined rows and share 0.25, 100 are replayed.
-
-    Raises:
-        InputError: share outside [0, 1), or nothing to replay.
-    """
-    if not 0.0 <= share < 1.0:
-        raise InputError(f"the replayed share must be at least 0 and below 1, not {share}")
-    count = round(refined.height * share / (1.0 - share))
-    if count == 0:
-        return refined
-    if replayed.height == 0:
-        raise InputError("there are no rows to replay: set the replayed share to 0, or give Stage I rows")
-    again = np.arange(count) // replayed.height
-    passes = [rng("replay", seed, turn).permutation(replayed.height) for turn in range(int(again[-1]) + 1)]
-    drawn = replayed[np.concatenate(passes)[:count]]
-    example_id = pl.when(pl.Series(again) > 0).then(pl.format("{}~{}", "example_id", pl.Series(again)))
-    return pl.concat([refined, drawn.with_columns(example_id.otherwise("example_id").alias("example_id"))])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from core.corruption.responses import Vocabulary
 from core.corruption.rows import REJECT_COLUMNS, list_matrix, reject_frame
-from core.corruption.weights import RefineScope
+from core.corruption.settings import RefineScope
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,10 @@ Shapes: N samples, D draws, L positions of the response, P usable pairs.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from core.corruption.captions import Captions, draw_meta, draw_prompts, encode_captions
@@ -17,7 +15,6 @@ from core.corruption.noise import (
     CARRIES,
     PAIR,
     WHERE,
-    NoiseSettings,
     base_kinds,
     draw_uniforms,
     fill_mask,
@@ -28,24 +25,8 @@ from core.corruption.noise import (
 from core.corruption.pairs import Injections, encode_pairs
 from core.corruption.responses import Vocabulary, vocabulary
 from core.corruption.rows import Corrupted, ResponseArrays, assemble
+from core.corruption.settings import RevisionSettings
 from data_contracts import TokenKind
-
-
-class RevisionSettings(NoiseSettings):
-    """How captions are corrupted for ReDiff's Stage I."""
-
-    syntax_rate: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Share of the visible, not hallucinated tokens that are replaced at random; the official code has 0.05."""
-    syntax_schedule: Literal["constant", "dynamic"] = "constant"
-    """`constant`: syntax_rate at every noise level; `dynamic`: the rate is t while t is below syntax_rate."""
-    replacement: Literal["exclude_original", "ordinary"] = "exclude_original"
-    """Random replacements: any ordinary token but the original, or (official code) any ordinary token; a token that
-    happens to be replaced by itself stays CLEAN."""
-    pair_noise: Literal["forward_process", "none"] = "forward_process"
-    """Rows that carry a hallucination pair: `forward_process` masks first, injects into what is visible and adds syntax
-    noise (paper); `none` shows the whole changed caption without masks or syntax noise, at t = 1 (official code)."""
-    pair_share: float = Field(default=1.0, ge=0.0, le=1.0)
-    """Share of the rows that carry a hallucination pair, among rows of samples that have one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,38 +4,13 @@ Shapes: B rows, L tokens (prompt and padding included; they weigh 0).
 The objective sums weight x cross-entropy and divides by the number of rows, so the means over kinds stand here.
 """
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from core.settings import Settings
+from core.corruption.settings import ObjectiveSettings
 from data_contracts import TokenKind
 
-RefineScope = Literal["mistakes", "full", "response"]
 _VISIBLE_KINDS = (TokenKind.SYNTAX, TokenKind.HALLUCINATION, TokenKind.CLEAN)
-
-
-class ObjectiveSettings(Settings):
-    """What the loss is made of."""
-
-    noise_weight: Literal["inverse_t", "none", "elbo"] = "inverse_t"
-    """Stage I (eq. 3): `inverse_t` weighs each kind 1/(t N_kind), `none` 1/N_kind, `elbo` 1/(t L) for masks (their
-    evidence lower bound) and 1/L for visible tokens. The mask baseline (eq. 2) weighs 1/(t L), with `none` 1/L."""
-    noise_scale: float = Field(default=1.0, gt=0.0)
-    """Factor on the weights of mask and revision rows. At t_min 1e-3 the mean of 1/t is 6.9, so 0.145 brings replayed
-    Stage I rows to the scale of Stage II rows, which carry no 1/t."""
-    kind_count: Literal["row", "batch"] = "row"
-    """N_kind (and N_mistake) is counted in each row (mean over rows of the row's mean), or over the batch."""
-    pair_loss: Literal["all", "span"] = "all"
-    """Stage I rows that show an injected hallucination: all four kinds, or (official code) the injected span alone."""
-    refine_scope: RefineScope = "mistakes"
-    """Stage II: `mistakes` weighs 1/N_mistake what the expert corrected, and drafts without a mistake are dropped (eq.
-    5); `response` weighs every response token 1/L against the expert's text and keeps drafts without a mistake, where
-    the expert is trusted to be complete; `full` is `response` on the drafts of `mistakes`."""
-    grounding_weight: float = Field(default=1.0, ge=0.0)
-    """Factor on the grounding loss, for models with a region head on samples with known grounding."""
 
 
 def token_weights(

@@ -1,0 +1,242 @@
+"""TrainingExamples -> batches of tensors, and the order in which rows are read.
+
+Shapes: N rows of the dataset, B rows of a batch, L tokens of its longest row, U distinct images of it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from core.corruption.settings import ObjectiveSettings
+from core.corruption.weights import token_weights
+from core.errors import InputError
+from core.models.denoiser import TrainableDenoiser
+from core.seeds import rng
+from data_contracts import TokenKind
+
+LoadImage = Callable[[str], NDArray[np.uint8]]
+Preprocess = Callable[[Sequence[NDArray[np.uint8]]], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one forward and its loss need. Rows are padded on the right to the longest: kind PAD, not valid, weight 0.
+
+    `pixels` holds each distinct image of the batch once, row b shows image `image_index_B[b]`; both are None for text.
+    `regions_BL` is None if no row of the dataset is grounded.
+    """
+
+    input_ids_BL: Tensor
+    target_ids_BL: Tensor
+    kinds_BL: Tensor
+    weights_BL: Tensor
+    valid_BL: Tensor
+    regions_BL: Tensor | None
+    pixels: Tensor | None
+    image_index_B: Tensor | None
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return self.input_ids_BL.shape[0]
+
+    @property
+    def supervised(self) -> Tensor:
+        """Tokens that weigh something: the only ones whose logits the loss needs."""
+        return self.weights_BL != 0
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch on another device."""
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            moved[field.name] = None if value is None else value.to(device, non_blocking=True)
+        return type(self)(**moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOrder:
+    """Which rows a step reads: a pure function of (seed, step). Epochs are permutations, put end to end.
+
+    Every batch is full; one may hold the end of an epoch and the beginning of the next.
+    """
+
+    rows: int
+    batch_size: int
+    seed: int
+
+    def steps(self, epochs: float) -> int:
+        """Steps that read every row `epochs` times, rounded up."""
+        return max(1, int(np.ceil(self.rows * epochs / self.batch_size)))
+
+    def step(self, k: int) -> NDArray[np.int64]:
+        """The rows of step k (from 0), (batch_size,)."""
+        places = np.arange(k * self.batch_size, (k + 1) * self.batch_size)
+        epochs, within = np.divmod(places, self.rows)
+        picked = np.empty(self.batch_size, dtype=np.int64)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            here = epochs == epoch
+            picked[here] = _permutation(self.rows, self.seed, epoch)[within[here]]
+        return picked
+
+
+@lru_cache(maxsize=4)
+def _permutation(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return rng("data order", seed, epoch).permutation(rows)
+
+
+class ImageCache:
+    """Decoded images in memory, up to `max_bytes`; the least recently used leaves first. One decode an image."""
+
+    def __init__(self, load_image: LoadImage, *, max_bytes: int) -> None:
+        self._load, self._max_bytes, self._bytes = load_image, max_bytes, 0
+        self._images: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
+
+    def __call__(self, sha: str) -> NDArray[np.uint8]:
+        """The image of uint8 H x W x 3."""
+        if sha not in self._images:
+            self._images[sha] = self._load(sha)
+            self._bytes += self._images[sha].nbytes
+        self._images.move_to_end(sha)
+        image = self._images[sha]
+        while self._bytes > self._max_bytes and self._images:
+            self._bytes -= self._images.popitem(last=False)[1].nbytes
+        return image
+
+
+class Examples:
+    """A TrainingExamples frame as flat arrays, read once; `batch` gathers any rows of it.
+
+    Args:
+        frame: TrainingExamples rows; all have an image, or none.
+        pad_id: id that fills short rows.
+        objective: says what each token weighs.
+        load_image: decodes an image by its sha256; needed if rows have images.
+        preprocess: distinct images -> pixels (a denoiser's `pixels`); needed if rows have images.
+        cache_bytes: memory for decoded images.
+
+    Raises:
+        InputError: no rows, or rows with images beside rows without.
+    """
+
+    def __init__(
+        self,
+        frame: pl.DataFrame,
+        *,
+        pad_id: int,
+        objective: ObjectiveSettings,
+        load_image: LoadImage | None = None,
+        preprocess: Preprocess | None = None,
+        cache_bytes: int = 2**30,
+    ) -> None:
+        if frame.height == 0:
+            raise InputError("there are no training rows")
+        images = frame.height - frame["image_sha"].null_count()
+        if images not in (0, frame.height):
+            raise InputError(f"{images} of {frame.height} training rows have an image: all must, or none")
+        if images and (load_image is None or preprocess is None):
+            raise InputError("the training rows have images: load_image and preprocess are needed")
+        self._pad_id, self._objective, self._preprocess = pad_id, objective, preprocess
+        self._load = ImageCache(load_image, max_bytes=cache_bytes) if images and load_image else None
+        self._length_N = frame["input_ids"].list.len().to_numpy().astype(np.int64)
+        self._first_N = np.cumsum(self._length_N) - self._length_N
+        self._input, self._target, self._kinds = (
+            frame[name].explode().to_numpy() for name in ("input_ids", "target_ids", "kinds")
+        )
+        self._regions = _flat_regions(frame, self._length_N)
+        self._t_N = frame["t"].to_numpy()
+        self._recipe_N = frame["recipe"].cast(pl.String).to_numpy().astype(np.str_)
+        self._sha_N = frame["image_sha"].to_list()
+
+    def __len__(self) -> int:
+        return len(self._length_N)
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """The rows with these numbers, in this order."""
+        length_B = self._length_N[rows]
+        column_L = np.arange(int(length_B.max()))[None, :]
+        inside_BL = column_L < length_B[:, None]
+        place_BL = np.where(inside_BL, self._first_N[rows][:, None] + column_L, 0)
+
+        def gather(flat: NDArray[Any], fill: int) -> NDArray[Any]:
+            return np.where(inside_BL, flat[place_BL], flat.dtype.type(fill))
+
+        kinds_BL = gather(self._kinds, TokenKind.PAD)
+        weights_BL = token_weights(kinds_BL, self._t_N[rows], self._recipe_N[rows], self._objective)
+        pixels, image_index_B = self._images(rows)
+        return Batch(
+            input_ids_BL=torch.from_numpy(gather(self._input, self._pad_id)).long(),
+            target_ids_BL=torch.from_numpy(gather(self._target, self._pad_id)).long(),
+            kinds_BL=torch.from_numpy(kinds_BL),
+            weights_BL=torch.from_numpy(weights_BL),
+            valid_BL=torch.from_numpy(kinds_BL != TokenKind.PAD),
+            regions_BL=None if self._regions is None else torch.from_numpy(gather(self._regions, -1)),
+            pixels=pixels,
+            image_index_B=image_index_B,
+        )
+
+    def _images(self, rows: NDArray[np.int64]) -> tuple[Tensor | None, Tensor | None]:
+        """Pixels of the distinct images, and which of them each row shows."""
+        if self._load is None or self._preprocess is None:
+            return None, None
+        place: dict[str, int] = {}
+        index = [place.setdefault(self._sha_N[row], len(place)) for row in rows]
+        pixels = self._preprocess([self._load(sha) for sha in place])
+        return pixels, torch.tensor(index, device=pixels.device)
+
+
+class TrainingBatches:
+    """The batches of a training: batch k is a pure function of the rows, the seed and k.
+
+    Args:
+        frame: TrainingExamples rows; all have an image, or none.
+        model: whose tokenizer, preprocessing and device the batches are for.
+        load_image: decodes an image by its sha256.
+        batch_size: rows a batch.
+        seed: of the data order.
+        objective: says what each token weighs.
+
+    Raises:
+        InputError: no rows, or rows with images beside rows without.
+    """
+
+    def __init__(
+        self,
+        frame: pl.DataFrame,
+        model: TrainableDenoiser,
+        load_image: LoadImage,
+        *,
+        batch_size: int,
+        seed: int,
+        objective: ObjectiveSettings,
+    ) -> None:
+        pad_id = model.tokenizer.pad_token_id
+        if not isinstance(pad_id, int):
+            raise InputError("the tokenizer needs a pad token: set tokenizer.pad_token")
+        self.order = DataOrder(rows=frame.height, batch_size=batch_size, seed=seed)
+        self._examples = Examples(
+            frame, pad_id=pad_id, objective=objective, load_image=load_image, preprocess=model.pixels
+        )
+        self._device = next(iter(model.parameters())).device
+
+    def batch(self, step: int) -> Batch:
+        """The rows of update `step` (from 0), on the model's device."""
+        return self._examples.batch(self.order.step(step)).to(self._device)
+
+
+def _flat_regions(frame: pl.DataFrame, length_N: NDArray[np.int64]) -> NDArray[np.int16] | None:
+    """All regions one after another, -1 for rows without; None if no row has any."""
+    known_N = frame["regions"].is_not_null()
+    if not known_N.any():
+        return None
+    regions = np.full(int(length_N.sum()), -1, dtype=np.int16)
+    regions[np.repeat(known_N.to_numpy(), length_N)] = frame["regions"].filter(known_N).explode().to_numpy()
+    return regions
