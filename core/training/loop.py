@@ -119,13 +119,13 @@ def batch_loss(model: TrainableDenoiser, batch: Batch, grounding_weight: float) 
     hidden_BLD, regions_BLR = model.hidden_and_regions(
         batch.input_ids_BL, valid_BL=batch.valid_BL, features_BND=features_BND
     )
-    supervised_BL = batch.supervised_BL
+    supervised_BL = batch.weights_BL != 0
     loss, metrics = denoising(
         model.logits(hidden_BLD[supervised_BL]),
         batch.target_ids_BL[supervised_BL],
         batch.weights_BL[supervised_BL],
         batch.kinds_BL[supervised_BL],
-        rows=batch.rows,
+        rows=len(batch.input_ids_BL),
     )
     if grounding_weight > 0 and regions_BLR is not None and batch.regions_BL is not None:
         region_loss, region_metrics = grounding(regions_BLR, batch.regions_BL)
