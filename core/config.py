@@ -10,13 +10,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from core.corruption.settings import MaskSettings, RefineSettings, RevisionSettings
+from core.corruption.settings import MaskSettings, ObjectiveSettings, RefineSettings, RevisionSettings
 from core.decoding.settings import DecodeSettings
 from core.errors import ConfigError
 from core.expert.settings import ExpertSettings
 from core.ingest.settings import IngestSettings
 from core.models.settings import ModelSettings
-from core.objective_settings import ObjectiveSettings
 from core.settings import Settings
 from core.training.settings import TrainSettings
 
@@ -42,12 +41,6 @@ class DataSettings(Settings):
     """Samples that the report's numbers come from; nothing is chosen on them."""
     pool: int = Field(default=100_000, ge=1)
     """Scenes of the train split that exist at all: a scheduled run says so when they are used up."""
-
-    @model_validator(mode="after")
-    def _file_is_named(self) -> Self:
-        if self.source == "llava" and not self.path:
-            raise ValueError("data.source = 'llava' needs data.path (--data FILE)")
-        return self
 
 
 class PairSettings(Settings):
@@ -170,22 +163,18 @@ class RunConfig(Settings):
     expert: ExpertSettings = ExpertSettings()
     refine: RefineSettings = RefineSettings()
     stage2: TrainSettings = TrainSettings()
-    control: TrainSettings = TrainSettings()
-    """The mask-predict baseline: as many steps as stage 1 and all rounds together."""
+    control: TrainSettings = TrainSettings(steps=0)
+    """The mask-predict baseline. It takes at least as many steps as stage 1 and all rounds together."""
     rounds: RoundSettings = RoundSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     compute: ComputeSettings = ComputeSettings()
     place: PlaceSettings = PlaceSettings()
 
-    @model_validator(mode="after")
-    def _control_is_fair(self) -> Self:
-        trained = self.stage1.steps + self.rounds.n * self.stage2.steps
-        if self.control.steps < trained:
-            raise ValueError(
-                f"control.steps = {self.control.steps} is fewer than stage 1 and {self.rounds.n} rounds take ({trained}): "
-                "the baseline must not be trained for less"
-            )
-        return self
+    @property
+    def baseline(self) -> TrainSettings:
+        """The mask-predict baseline's training: never fewer steps than stage 1 and all rounds together."""
+        steps = self.stage1.steps + self.rounds.n * self.stage2.steps
+        return self.control.model_copy(update={"steps": max(self.control.steps, steps)})
 
 
 def config_path(name_or_file: str) -> Path:

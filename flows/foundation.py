@@ -77,6 +77,8 @@ def samples_of(
 def _ingested(config: RunConfig, place: Workplace, parent: str) -> Ref | None:
     if config.data.source == "scenes":
         return None
+    if not config.data.path:
+        raise ConfigError("data.source = 'llava' needs a file: --data FILE, or data.path in the configuration")
     images = Path(config.data.images) if config.data.images else None
     return only(ingest.submit(place, Path(config.data.path), images, config.ingest, parent=parent), "ingestion")
 

@@ -39,7 +39,7 @@ def self_correction(
     """Rounds from the model `start` on; stops when `rounds.patience` rounds in a row have gained nothing."""
     rounds: list[Round] = []
     model = start
-    best = evaluate_dev(config, place, "round 0", start, ground.dev, config.compute.threads, parent)
+    best = evaluate_dev(config, place, start, ground.dev, config.compute.threads, parent)
     for number in range(1, config.rounds.n + 1):
         first = first_sample + (number - 1) * config.rounds.samples
         done = correct_once(config, place, ground, number, model, best, first, parent)
@@ -69,7 +69,7 @@ def correct_once(
     )
     tuning = FinetuneConfig(name="stage2", train=config.stage2, objective=config.objective, seed=config.seed + number)
     tuned = only(finetune.submit(place, tuning, model, examples, threads=config.compute.beside, parent=run), "stage 2")
-    dev = evaluate_dev(config, place, f"round {number}", tuned, ground.dev, config.compute.beside, run)
+    dev = evaluate_dev(config, place, tuned, ground.dev, config.compute.beside, run)
     gained = beats(place, dev, best, config.rounds.promote_on, config.seed)
     close_round(place, run, gained)
     return Round(
@@ -81,7 +81,7 @@ def correct_once(
 def evaluate_dev(config: RunConfig, place: Workplace, arm: str, model: Ref, dev: Ref, threads: int, parent: str) -> Ref:
     """The dev result that decides about the champion."""
     measuring = EvaluateConfig(
-        arm=arm,
+        arm="dev",
         settings=(config.rounds.promote_on,),
         batch_size=config.evaluate.batch_size,
         response_length=config.model.response_length,

@@ -62,13 +62,16 @@ def mask(place: Workplace, config: MaskConfig, tokenizer: Ref, samples: Ref, *, 
     """Samples -> masked training examples (eq. 2), in the tokens of the checkpoint `tokenizer`."""
 
     def compute(output: Output) -> None:
-        _write(output, mask_rows(
-            read_table(place.store, samples, Samples),
-            load_tokenizer(place.local_folder(tokenizer)),
-            response_length=config.response_length,
-            seed=config.seed,
-            settings=config.mask,
-        ))
+        _write(
+            output,
+            mask_rows(
+                read_table(place.store, samples, Samples),
+                load_tokenizer(place.local_folder(tokenizer)),
+                response_length=config.response_length,
+                seed=config.seed,
+                settings=config.mask,
+            ),
+        )
 
     stage = Stage(name="mask", version=1, config=config, inputs={"tokenizer": [tokenizer], "samples": [samples]})
     return run(place, stage, compute, parent=parent)
@@ -81,14 +84,17 @@ def corrupt(
     """Samples and their pairs -> corrupted training examples (eq. 3 and 4), in the tokens of the checkpoint `tokenizer`."""
 
     def compute(output: Output) -> None:
-        _write(output, revision_rows(
-            read_table(place.store, samples, Samples),
-            read_table(place.store, [pairs] if pairs else [], HallucinationPairs),
-            load_tokenizer(place.local_folder(tokenizer)),
-            response_length=config.response_length,
-            seed=config.seed,
-            settings=config.revision,
-        ))
+        _write(
+            output,
+            revision_rows(
+                read_table(place.store, samples, Samples),
+                read_table(place.store, [pairs] if pairs else [], HallucinationPairs),
+                load_tokenizer(place.local_folder(tokenizer)),
+                response_length=config.response_length,
+                seed=config.seed,
+                settings=config.revision,
+            ),
+        )
 
     inputs = {"tokenizer": [tokenizer], "samples": [samples], "pairs": [pairs] if pairs else []}
     return run(place, Stage(name="corrupt", version=1, config=config, inputs=inputs), compute, parent=parent)

@@ -57,7 +57,9 @@ def measure_answers(answers: pl.DataFrame, samples: pl.DataFrame, arm: str) -> p
     """The Evaluations rows of answers: exact facts where the reference describes a scene, word overlap everywhere."""
     texts = answers.join(samples.select("sample_id", "reference"), on="sample_id", maintain_order="left")
     pairs = texts.select("reference", "text").rows()
-    metrics = pl.DataFrame([measure(reference, text) | {"overlap_f1": overlap_f1(reference, text)} for reference, text in pairs])
+    metrics = pl.DataFrame(
+        [measure(reference, text) | {"overlap_f1": overlap_f1(reference, text)} for reference, text in pairs]
+    )
     rows = pl.concat([texts.drop("reference"), metrics], how="horizontal").with_columns(arm=pl.lit(arm))
     return rows.select(pl.col(name).cast(dtype) for name, dtype in Evaluations.create_empty().schema.items())
 

@@ -1,6 +1,7 @@
 """Models: a new one, and training on materialised rows."""
 
 import json
+from collections.abc import Mapping
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -64,16 +65,28 @@ def create_model(place: Workplace, config: ModelConfig, samples: Ref, *, parent:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="finetune {config.name}")
-def finetune(place: Workplace, config: FinetuneConfig, model: Ref, examples: Ref, *, threads: int, parent: str) -> State:
+def finetune(
+    place: Workplace, config: FinetuneConfig, model: Ref, examples: Ref, *, threads: int, parent: str
+) -> State:
     """A model and training examples -> the trained model. Goes on from its last checkpoint after a crash."""
 
     def compute(output: Output) -> None:
         denoiser = load_denoiser(place.local_folder(model))
         rows = read_table(place.store, examples, TrainingExamples)
         batches = TrainingBatches(
-            rows, denoiser, place.load_image, batch_size=config.train.batch_size, seed=config.seed, objective=config.objective
+            rows,
+            denoiser,
+            place.load_image,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            objective=config.objective,
         )
         curves: list[tuple[int, dict[str, float]]] = []
+
+        def note(step: int, metrics: Mapping[str, float]) -> None:
+            curves.append((step, dict(metrics)))
+            output.progress(step, metrics)
+
         result = train(
             denoiser,
             batches,
@@ -81,7 +94,7 @@ def finetune(place: Workplace, config: FinetuneConfig, model: Ref, examples: Ref
             grounding_weight=config.objective.grounding_weight,
             threads=threads,
             checkpoint_dir=output.work / "steps",
-            on_metrics=lambda step, metrics: curves.append((step, dict(metrics))),
+            on_metrics=note,
         )
         save_denoiser(denoiser, output.work / "model")
         output.write_folder(output.work / "model")

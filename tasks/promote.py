@@ -27,7 +27,9 @@ def beats(place: Workplace, challenger: Ref, champion: Ref, setting: str, seed: 
 
 
 @task(cache_policy=NO_CACHE)
-def register(place: Workplace, name: str, model: Ref, dev: Ref, setting: str, tags: dict[str, str], *, parent: str) -> str:
+def register(
+    place: Workplace, name: str, model: Ref, dev: Ref, setting: str, tags: dict[str, str], *, parent: str
+) -> str:
     """Register a checkpoint as a version of the model `name`, with its dev result; returns the version."""
     summary = read_manifest(place.store, dev.uri).facts["settings"][setting]
     facts = {f"redraft.dev.{key}": str(summary[key]) for key in ("score", "score_low", "score_high", "overlap_f1")}

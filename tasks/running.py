@@ -24,7 +24,10 @@ def run(place: Workplace, stage: Stage, compute: Callable[[Output], None], *, pa
     tracker = place.tracker
     run_id = tracker.start_run(stage.name, parent=parent, tags=_tags(stage), params=stage.config_dict)
     try:
-        result = run_stage(place.store, place.claims, stage, compute, work_root=place.work_root)
+        result = run_stage(
+            place.store, place.claims, stage, compute, work_root=place.work_root,
+            on_progress=lambda step, metrics: tracker.log_metrics(run_id, metrics, step=step),
+        )  # fmt: skip
     except BaseException:
         tracker.finish(run_id, "FAILED")
         raise
@@ -42,7 +45,9 @@ def _tags(stage: Stage) -> dict[str, str]:
 def _record(place: Workplace, run_id: str, stage: Stage, result: StageResult) -> None:
     tracker, manifest = place.tracker, result.manifest
     refs = [(name, ref) for name, group in stage.inputs.items() for ref in group]
-    tracker.log_inputs(run_id, [DatasetInfo(name=ref.uri, digest=ref.digest, uri=ref.uri, context=name) for name, ref in refs])
+    tracker.log_inputs(
+        run_id, [DatasetInfo(name=ref.uri, digest=ref.digest, uri=ref.uri, context=name) for name, ref in refs]
+    )
     tags = {"redraft.output": result.ref.uri, "redraft.digest": result.ref.digest, "redraft.cached": str(result.cached)}
     tracker.set_tags(run_id, tags)
     tracker.log_metrics(run_id, _metrics(manifest), step=0)
@@ -54,4 +59,11 @@ def _metrics(manifest: Manifest) -> dict[str, float]:
     rejected = {f"rejected/{reason}": float(n) for reason, n in counts.rejected.items()}
     failed = {f"failed/{reason}": float(n) for reason, n in counts.failed.items()}
     facts = {name: float(value) for name, value in manifest.facts.items() if isinstance(value, int | float)}
-    return {"seconds": manifest.seconds, "rows_in": float(counts.rows_in), "rows_ok": float(counts.ok), **rejected, **failed, **facts}
+    return {
+        "seconds": manifest.seconds,
+        "rows_in": float(counts.rows_in),
+        "rows_ok": float(counts.ok),
+        **rejected,
+        **failed,
+        **facts,
+    }

@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from sqlalchemy import Engine
 
 from core.claims import Claims, open_database
 from core.ingest.images import decode
@@ -23,6 +24,8 @@ class Workplace(Settings):
     database_url: str
     mlflow_uri: str | None = None
     experiment: str = "redraft"
+    expert_url: str = ""
+    """The reference expert of this run, where no `expert.base_url` is configured."""
 
     @property
     def store(self) -> Store:
@@ -33,6 +36,11 @@ class Workplace(Settings):
     def claims(self) -> Claims:
         """Who does what, in the shared database."""
         return _claims(self.database_url)
+
+    @property
+    def engine(self) -> Engine:
+        """The shared database of claims, slices and replies."""
+        return _engine(self.database_url)
 
     @property
     def tracker(self) -> Tracking:
@@ -67,8 +75,13 @@ def _store(uri: str, endpoint: str | None, home: Path) -> Store:
 
 
 @lru_cache(maxsize=8)
+def _engine(url: str) -> Engine:
+    return open_database(url)
+
+
+@lru_cache(maxsize=8)
 def _claims(url: str) -> Claims:
-    return Claims(open_database(url))
+    return Claims(_engine(url))
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,228 @@
+"""The command `redraft`. Heavy libraries are imported by the verbs, so that --help answers at once.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 partial (some shards failed: `redraft rerun RUN` computes those alone).
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Toml
+
+from core.config import RunConfig, config_path
+from core.errors import ConfigError, RedraftError
+
+app = App(
+    name="redraft",
+    help="Teach diffusion (vision-)language models to correct their own mistakes.",
+    version_flags=["--version"],
+)
+
+Config = Annotated[RunConfig, Parameter(name="*")]
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+_DEFAULTS = RunConfig()
+
+
+@app.command
+def run(
+    *,
+    config: Config = _DEFAULTS,
+    data: Path | None = None,
+    images: Path | None = None,
+    limit: int | None = None,
+    json: Json = False,
+) -> int:
+    """Run the whole loop: foundation, rounds of self-correction, evaluation, report.
+
+    Parameters
+    ----------
+    data
+        A file in LLaVA format (instead of data.path).
+    images
+        The folder of its images (instead of data.images).
+    limit
+        Use at most so many samples of each kind, for a quick look.
+    json
+        Print one line of JSON at the end, for machines.
+    """
+    from flows.running import run_loop
+
+    return run_loop(_narrowed(config, data, images, limit), json=json)
+
+
+@app.command
+def rerun(run: str, *, json: Json = False) -> int:
+    """Take up a run that failed or was killed: what is finished is kept, the rest is computed.
+
+    Parameters
+    ----------
+    run
+        The run's name, as `redraft status` shows it.
+    json
+        Print one line of JSON at the end, for machines.
+    """
+    from flows.running import rerun_loop
+
+    return rerun_loop(run, json=json)
+
+
+@app.command
+def serve(*, config: Config = _DEFAULTS, cron: str = "0 2 * * *") -> int:
+    """Keep the loop going on this machine: each firing is a run from the champion on the next unused samples.
+
+    Parameters
+    ----------
+    cron
+        When, in this machine's time zone, e.g. "0 2 * * *" for every night at two.
+    """
+    from flows.running import serve_schedule
+
+    return serve_schedule(config, cron)
+
+
+@app.command
+def status(*, config: Config = _DEFAULTS, json: Json = False) -> int:
+    """Show the runs and how they stand.
+
+    Parameters
+    ----------
+    json
+        Print one line of JSON at the end, for machines.
+    """
+    from flows.inspecting import show_status
+
+    return show_status(config, json=json)
+
+
+@app.command
+def report(run: str) -> int:
+    """Print a run's results and where its report lies.
+
+    Parameters
+    ----------
+    run
+        The run's name, as `redraft status` shows it.
+    """
+    from flows.inspecting import show_report
+
+    return show_report(run)
+
+
+@app.command
+def lineage(ref: str, *, config: Config = _DEFAULTS, json: Json = False) -> int:
+    """Show what a dataset or checkpoint was made from, back to its first ancestors.
+
+    Parameters
+    ----------
+    ref
+        Folder in the store, e.g. datasets/draft-1f2e3d4c5b6a7980, or the beginning of a digest.
+    json
+        Print one line of JSON, for machines.
+    """
+    from flows.inspecting import show_lineage
+
+    return show_lineage(config, ref, json=json)
+
+
+@app.command
+def ui(*, config: Config = _DEFAULTS) -> int:
+    """Start (or join) the Prefect and MLflow servers and show their addresses, until Ctrl-C."""
+    from flows.running import show_servers
+
+    return show_servers(config)
+
+
+@app.command
+def expert(*, host: str = "127.0.0.1", port: int = 8900) -> int:
+    """Serve the reference expert: an OpenAI-compatible endpoint that revises by rule.
+
+    Parameters
+    ----------
+    host
+        Address to listen on.
+    port
+        Port to listen on.
+    """
+    from core.expert.server import serve as serve_expert
+    from core.expert.settings import ReferenceSettings
+
+    serve_expert(ReferenceSettings(), host=host, port=port)
+    return 0
+
+
+@app.command
+def init(file: Path = Path("redraft.toml"), *, preset: str = "scenes") -> int:
+    """Write a commented configuration file.
+
+    Parameters
+    ----------
+    file
+        Where; it must not exist yet.
+    preset
+        The shipped configuration to start from: scenes, smoke or real.
+    """
+    from flows.configuring import write_config
+
+    return write_config(file, preset)
+
+
+@app.command
+def doctor(*, config: Config = _DEFAULTS) -> int:
+    """Try everything that a run needs: a forward, an expert call with image and schema, a store and an MLflow write."""
+    from flows.doctor import examine
+
+    return examine(config)
+
+
+@app.meta.default
+def with_config(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[str, Parameter(name="--config")] = "scenes",
+) -> int:
+    """Read the configuration, then the verb.
+
+    Parameters
+    ----------
+    config
+        A shipped configuration (scenes, smoke, real) or a TOML file.
+    """
+    app.config = [Toml(config_path(config), use_commands_as_keys=False, allow_unknown=False)]
+    result = app(tokens, exit_on_error=False, result_action="return_value")
+    return result if isinstance(result, int) else 0
+
+
+def _narrowed(config: RunConfig, data: Path | None, images: Path | None, limit: int | None) -> RunConfig:
+    """The configuration with the shortcuts of the command line applied."""
+    changes: dict[str, object] = {}
+    if data is not None:
+        changes |= {"source": "llava", "path": str(data.resolve())}
+    if images is not None:
+        changes |= {"images": str(images.resolve())}
+    rounds = config.rounds
+    if limit is not None:
+        changes |= {name: min(limit, getattr(config.data, name)) for name in ("train", "dev", "test")}
+        rounds = rounds.model_copy(update={"samples": min(limit, rounds.samples)})
+    data_settings = type(config.data).model_validate(config.data.model_dump() | changes)
+    return config.model_copy(update={"data": data_settings, "rounds": rounds})
+
+
+def main() -> None:
+    """Run the command; every error of the user's making is one clear message."""
+    try:
+        code = app.meta(exit_on_error=False, result_action="return_value")
+    except CycloptsError:
+        code = 2  # cyclopts has printed the message
+    except ConfigError as error:
+        print(f"redraft: {error}", file=sys.stderr)
+        code = 2
+    except RedraftError as error:
+        print(f"redraft: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

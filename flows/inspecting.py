@@ -1,0 +1,104 @@
+"""The verbs that only look: status, report, lineage."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from core.config import RunConfig
+from core.errors import InputError
+from core.manifest import MANIFEST, Manifest, Ref, read_manifest
+from core.store import Store
+from flows.lineage import ancestors
+from flows.report import results_table
+from flows.reporting import read_summary
+from flows.running import emit
+from flows.session import home, session, workplace
+
+
+def show_status(config: RunConfig, *, json: bool) -> int:
+    """The verb `status`: runs of this home, newest first, with their state in Prefect."""
+    from prefect import get_client
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    from flows.lost_runs import mark_lost_runs
+
+    with session(config.model_copy(update={"expert": config.expert.model_copy(update={"base_url": "unused"})})):
+        mark_lost_runs()
+        with get_client(sync_client=True) as client:
+            runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=200)
+    rows = [run for run in runs if run.parent_task_run_id is None]
+    if json:
+        emit({"verb": "status", "runs": [{"run": run.name, "state": run.state_name} for run in rows]})
+        return 0
+    table = Table("run", "state", "began", "seconds", "report")
+    for run in rows:
+        report = home() / "reports" / run.name / "report.html"
+        began = f"{run.start_time:%Y-%m-%d %H:%M}" if run.start_time else "-"
+        seconds = f"{run.total_run_time.total_seconds():.0f}"
+        table.add_row(run.name, run.state_name or "?", began, seconds, str(report) if report.exists() else "-")
+    Console().print(table)
+    return 0
+
+
+def show_report(run: str) -> int:
+    """The verb `report`."""
+    folder = home() / "reports" / run
+    console = Console()
+    console.print(results_table(read_summary(folder / "summary.json")))
+    console.print(f"{folder / 'report.html'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def show_lineage(config: RunConfig, name: str, *, json: bool) -> int:
+    """The verb `lineage`."""
+    store = workplace(config.place).store
+    ref = find_ref(store, name)
+    manifests = ancestors(store, [ref])
+    if json:
+        stages = [
+            {"uri": one.uri, "digest": one.digest, "parents": _parents(manifest)} for one, manifest in manifests.items()
+        ]
+        emit({"verb": "lineage", "ref": ref.uri, "stages": stages})
+        return 0
+    tree = Tree(_line(ref, manifests[ref]))
+    _grow(tree, ref, manifests, shown=set())
+    Console().print(tree)
+    return 0
+
+
+def find_ref(store: Store, name: str) -> Ref:
+    """The ref of a folder, or of the one output whose digest begins with `name`. Raises InputError."""
+    if store.exists(f"{name.rstrip('/')}/{MANIFEST}"):
+        folders = [name.rstrip("/")]
+    else:
+        paths = [path for kind in ("datasets", "checkpoints") for path in store.list(kind) if path.endswith(MANIFEST)]
+        folders = [str(Path(path).parent) for path in paths]
+        folders = [folder for folder in folders if read_manifest(store, folder).digest.startswith(name)]
+    if len(folders) != 1:
+        raise InputError(f"{len(folders)} outputs in {store.uri} are called {name!r}: give a folder or a longer digest")
+    manifest = read_manifest(store, folders[0])
+    return Ref(uri=folders[0], digest=manifest.digest, kind=manifest.kind)
+
+
+def _parents(manifest: Manifest) -> list[str]:
+    return [parent.digest for parents in manifest.parents.values() for parent in parents]
+
+
+def _grow(tree: Tree, ref: Ref, manifests: dict[Ref, Manifest], shown: set[Ref]) -> None:
+    for role, parents in manifests[ref].parents.items():
+        for parent in parents:
+            branch = tree.add(f"[dim]{role}:[/] {_line(parent, manifests[parent])}")
+            if parent in shown and manifests[parent].parents:
+                branch.add("[dim]as above[/]")
+                continue
+            shown.add(parent)
+            _grow(branch, parent, manifests, shown)
+
+
+def _line(ref: Ref, manifest: Manifest) -> str:
+    counts = manifest.counts
+    dropped = sum(counts.rejected.values()) + sum(counts.failed.values())
+    lost = f", {dropped} dropped" if dropped else ""
+    return f"[bold]{ref.uri}[/] [dim]{ref.digest[:12]}[/] {counts.ok} ok{lost}"

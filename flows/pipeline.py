@@ -1,0 +1,179 @@
+"""The flow `redraft`: the whole loop, once. Foundation, baseline, rounds of self-correction, evaluation, report."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from core.config import RunConfig, parse_config
+from core.errors import ConfigError
+from core.manifest import Ref, read_manifest
+from core.settings import Settings
+from core.slices import take_slice
+from flows.evaluation import evaluation
+from flows.foundation import Foundation, foundation
+from flows.gathering import only
+from flows.reporting import publish
+from flows.self_correction import Round, evaluate_dev, self_correction
+from tasks.corrupt import MaskConfig, mask
+from tasks.finetune import FinetuneConfig, finetune
+from tasks.promote import beats, promote, register
+from tasks.rounds import close_round, open_pipeline, open_round
+from tasks.workplace import Workplace
+
+
+class RunResult(Settings):
+    """What a run left behind, for summary, report and `--json`."""
+
+    run: str
+    config: RunConfig
+    started: datetime
+    seconds: float
+    ground: Foundation
+    baseline: Ref | None = None
+    rounds: list[Round] = []
+    arms: dict[str, Ref] = {}
+    """Arm -> model."""
+    evaluations: dict[str, Ref] = {}
+    """Arm -> its test results."""
+    champion: str = ""
+    notes: list[str] = []
+
+
+@flow(name="redraft", flow_run_name="{run}")
+def redraft_run(config: dict[str, Any], place: dict[str, Any], run: str, command: str = "") -> str:
+    """One run of the loop from nothing: returns the path of its summary."""
+    began, started = time.monotonic(), datetime.now(UTC)
+    settings, here = parse_config(config, f"run {run}"), Workplace.model_validate(place)
+    parent = open_pipeline(here, run, {"redraft.run": run, "redraft.config": settings.name}, config)
+    first = open_round(here, "foundation", parent)
+    ground = foundation(settings, here, first)
+    close_round(here, first)
+    baseline = finetune.submit(
+        here, *_control(settings, here, ground, parent), threads=settings.compute.beside, parent=parent
+    )
+    rounds = self_correction(settings, here, ground, ground.stage1, ground.used, parent)
+    arms = {"base": ground.base, "stage 1": ground.stage1}
+    arms |= {f"round {one.number}": one.model for one in rounds}
+    arms["mask-predict"] = only(baseline, "baseline")
+    measured = evaluation(settings, here, arms, ground.test, parent)
+    champion = choose_champion(settings, here, ground, ground.stage1, rounds, parent)
+    result = RunResult(
+        run=run, config=settings, started=started, seconds=time.monotonic() - began, ground=ground,
+        baseline=arms["mask-predict"], rounds=rounds, arms=arms, evaluations=measured, champion=champion,
+        notes=notes_on(rounds, settings),
+    )  # fmt: skip
+    return str(publish(here, result, parent, command))
+
+
+@flow(name="redraft-scheduled", flow_run_name="{name}-{started}")
+def redraft_scheduled(config: dict[str, Any], place: dict[str, Any], name: str, started: str = "now") -> State:
+    """One firing of a schedule: rounds from the champion on the next unused samples; says so if there are none."""
+    from prefect.runtime import flow_run
+
+    settings, here = parse_config(config, name), Workplace.model_validate(place)
+    return _next_rounds(settings, here, f"{name}-{flow_run.id}")
+
+
+def _next_rounds(settings: RunConfig, here: Workplace, run: str) -> State:
+    began, started = time.monotonic(), datetime.now(UTC)
+    parent = open_pipeline(here, run, {"redraft.run": run, "redraft.config": settings.name}, {"scheduled": True})
+    first = open_round(here, "foundation", parent)
+    ground = foundation(settings, here, first)
+    close_round(here, first)
+    slice_ = _next_slice(settings, here, ground, run)
+    if slice_ is None:
+        close_round(here, parent)
+        return Completed(name="NothingNew", message="every sample has been used: there is nothing new to learn from")
+    start = champion_of(settings, here) or ground.stage1
+    rounds = self_correction(_fitted(settings, slice_), here, ground, start, slice_[0], parent)
+    arms = {"champion": start} | {f"round {one.number}": one.model for one in rounds}
+    measured = evaluation(settings, here, arms, ground.test, parent)
+    champion = choose_champion(settings, here, ground, start, rounds, parent)
+    result = RunResult(
+        run=run, config=settings, started=started, seconds=time.monotonic() - began, ground=ground, rounds=rounds,
+        arms=arms, evaluations=measured, champion=champion, notes=notes_on(rounds, settings),
+    )  # fmt: skip
+    return Completed(message=str(publish(here, result, parent, f"scheduled run of {settings.name}")))
+
+
+def _control(settings: RunConfig, here: Workplace, ground: Foundation, parent: str) -> tuple[FinetuneConfig, Ref, Ref]:
+    """The mask-predict baseline: the same samples and at least as many steps as stage 1 and all rounds together."""
+    masking = MaskConfig(mask=settings.mask, response_length=settings.model.response_length, seed=settings.seed + 1)
+    rows = only(mask.submit(here, masking, ground.blank, ground.samples, parent=parent), "masking")
+    tuning = FinetuneConfig(name="control", train=settings.baseline, objective=settings.objective, seed=settings.seed)
+    return tuning, ground.base, rows
+
+
+def _next_slice(settings: RunConfig, here: Workplace, ground: Foundation, run: str) -> tuple[int, int] | None:
+    count = settings.rounds.n * settings.rounds.samples
+    limit = settings.data.pool
+    source = f"scenes:{settings.seed}"
+    if ground.ingested is not None:
+        limit, source = int(read_manifest(here.store, ground.ingested.uri).facts["train"]), ground.ingested.digest
+    first = ground.used + count  # what the first run of this configuration uses
+    return take_slice(here.engine, source=source, run=run, first=first, count=count, limit=limit)
+
+
+def _fitted(settings: RunConfig, slice_: tuple[int, int]) -> RunConfig:
+    """The settings with rounds that fit into the slice."""
+    available = slice_[1] - slice_[0]
+    samples = min(settings.rounds.samples, available)
+    rounds = settings.rounds.model_copy(update={"samples": samples, "n": max(1, available // samples)})
+    return settings.model_copy(update={"rounds": rounds})
+
+
+def champion_of(settings: RunConfig, here: Workplace) -> Ref | None:
+    """The champion's checkpoint, if there is one in this store."""
+    known = here.tracker.champion(settings.name)
+    prefix = f"{here.store.uri}/"
+    if known is None or not known.uri.startswith(prefix):
+        return None
+    return Ref(uri=known.uri.removeprefix(prefix), digest=known.digest, kind="checkpoint")
+
+
+def choose_champion(
+    settings: RunConfig, here: Workplace, ground: Foundation, start: Ref, rounds: list[Round], parent: str
+) -> str:
+    """Register every model and move the alias where the dev result's interval says so; returns the champion's name."""
+    setting, threads = settings.rounds.promote_on, settings.compute.threads
+    names = [("round 0", start)] + [(f"round {one.number}", one.model) for one in rounds]
+    results = [evaluate_dev(settings, here, model, ground.dev, threads, parent) for _, model in names]
+    reigning = champion_of(settings, here)
+    best = None if reigning is None else evaluate_dev(settings, here, reigning, ground.dev, threads, parent)
+    champion = "the champion before"
+    for (name, model), dev in zip(names, results, strict=True):
+        if reigning is not None and model.digest == reigning.digest:
+            champion = name
+            continue
+        tags = {"redraft.arm": name, "redraft.config": settings.name}
+        version = register.submit(here, settings.name, model, dev, setting, tags, parent=parent).result()
+        if best is None or beats(here, dev, best, setting, settings.seed):
+            promote.submit(here, settings.name, version).result()
+            best, champion = dev, name
+    return champion
+
+
+def notes_on(rounds: list[Round], settings: RunConfig) -> list[str]:
+    """Sentences for the reader: what each round gained, and why the loop ended."""
+    notes = [
+        f"Round {one.number} {'beats' if one.gained else 'does not beat'} the best round before it on the dev split "
+        f"({settings.rounds.promote_on}, 95 % interval of the paired difference)."
+        for one in rounds
+    ]
+    if len(rounds) < settings.rounds.n:
+        notes.append(
+            f"Stopped after {len(rounds)} of {settings.rounds.n} rounds: {settings.rounds.patience} gained nothing."
+        )
+    return notes
+
+
+def summary_path(home: Path, run: str) -> Path:
+    """Where a run's summary lies."""
+    if "/" in run or run.startswith("."):
+        raise ConfigError(f"{run!r} is no name of a run")
+    return home / "reports" / run / "summary.json"

@@ -1,0 +1,165 @@
+"""The verbs that run the loop: run, rerun, serve, ui."""
+
+import os
+import shlex
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+
+from core.config import RunConfig
+from core.errors import InputError
+from flows.report import results_table
+from flows.reporting import read_summary
+from flows.session import home, session
+from flows.summary import RunSummary
+
+DONE, FAILED, PARTIAL = 0, 1, 3
+_console = Console(stderr=True)
+
+
+def run_loop(config: RunConfig, *, json: bool) -> int:
+    """The verb `run`."""
+    from flows.pipeline import redraft_run
+
+    name = f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    command = shlex.join(["redraft", *sys.argv[1:]])
+    started = time.monotonic()
+    remember(name, config)
+    with session(config) as place:
+        say(
+            f"run [bold]{name}[/]: Prefect {os.environ['PREFECT_API_URL'].removesuffix('/api')} · MLflow {place.mlflow_uri}"
+        )
+        values = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json"), "run": name}
+        state = redraft_run.with_options(log_prints=False)(**values, command=command, return_state=True)
+        return conclude("run", name, state, started, json=json)
+
+
+def rerun_loop(run: str, *, json: bool) -> int:
+    """The verb `rerun`: the same flow run again. Whatever has a manifest is returned at once."""
+    from prefect import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+    from prefect.flow_engine import run_flow
+    from prefect.states import Scheduled
+
+    from flows.lost_runs import mark_lost_runs
+    from flows.pipeline import redraft_run
+
+    started = time.monotonic()
+    known = _config_of(run)
+    with session(known) as place:
+        mark_lost_runs()
+        with get_client(sync_client=True) as client:
+            found = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[run])))
+            if not found:
+                raise InputError(f"Prefect knows no run {run!r}: `redraft status` lists them")
+            client.set_flow_run_state(found[0].id, Scheduled(message="redraft rerun"), force=True)
+            again = client.read_flow_run(found[0].id)
+        parameters: dict[str, Any] = again.parameters | {"place": place.model_dump(mode="json")}
+        state = run_flow(redraft_run, flow_run=again, parameters=parameters, return_type="state")
+        return conclude("rerun", run, state, started, json=json)
+
+
+def serve_schedule(config: RunConfig, cron: str) -> int:
+    """The verb `serve`."""
+    from flows.pipeline import redraft_scheduled
+    from flows.serve import cron_schedule, serve_loop
+
+    schedule = cron_schedule(cron)
+    with session(config) as place:
+        values = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json"), "name": config.name}
+        say(f"serving [bold]{config.name}[/] at {cron!r}; Ctrl-C ends it. Prefect {os.environ['PREFECT_API_URL']}")
+        serve_loop(redraft_scheduled, name=config.name, schedule=schedule, parameters=values)
+    return DONE
+
+
+def show_servers(config: RunConfig) -> int:
+    """The verb `ui`."""
+    from flows.servers import servers, wait_for_interrupt
+
+    place = config.place
+    with servers(home(), prefect_url=place.prefect_url or None, mlflow_url=place.mlflow_url or None) as running:
+        say(f"Prefect  {running.prefect_ui}")
+        say(f"MLflow   {running.mlflow_uri}  (choose “Model training” in its sidebar)")
+        say("Ctrl-C stops what was started here.")
+        wait_for_interrupt()
+    return DONE
+
+
+def conclude(verb: str, run: str, state: Any, started: float, *, json: bool) -> int:
+    """Say how a run ended, on the terminal and, if asked, as one line of JSON; the exit code."""
+    seconds = time.monotonic() - started
+    if not state.is_completed():
+        partial = "PartialFailure" in (state.message or "")
+        say(f"[red]{run} {'is incomplete' if partial else 'failed'}[/]: {reason_of(state)}")
+        say(f"What is finished is kept. Mend the cause, then: redraft rerun {run}")
+        if json:
+            emit({"verb": verb, "run": run, "outputs": [], "error": reason_of(state), "seconds": round(seconds, 1)})
+        return PARTIAL if partial else FAILED
+    summary = read_summary(Path(state.result()))
+    report = home() / "reports" / run / "report.html"
+    Console().print(results_table(summary))
+    for note in summary.notes:
+        say(note)
+    say(f"report: {report}")
+    if json:
+        emit(machine_line(verb, summary, seconds))
+    return DONE
+
+
+def reason_of(state: Any) -> str:
+    """Why a flow failed, as the error itself says it."""
+    try:
+        state.result()
+    except Exception as error:  # noqa: BLE001 - whatever it was, it is only told
+        return str(error)
+    return state.message or state.name
+
+
+def machine_line(verb: str, summary: RunSummary, seconds: float) -> dict[str, Any]:
+    """What `--json` prints."""
+    counted = [stage for stage in summary.stages if stage.rows_in is not None]
+    rejected, failed = {}, {}
+    for stage in counted:
+        for total, part in ((rejected, stage.rejected), (failed, stage.failed)):
+            for reason, count in part.items():
+                total[reason] = total.get(reason, 0) + count
+    costs = [one.cost_usd for one in summary.experts]
+    return {
+        "verb": verb,
+        "run": summary.run,
+        "outputs": [stage.digest for stage in summary.stages],
+        "counts": {"ok": sum(stage.ok or 0 for stage in counted), "rejected": rejected, "failed": failed},
+        "seconds": round(seconds, 1),
+        "cost_usd": None if None in costs else sum(cost for cost in costs if cost is not None),
+    }
+
+
+def emit(value: dict[str, Any]) -> None:
+    """One line of JSON on standard output."""
+    sys.stdout.write(orjson.dumps(value).decode() + "\n")
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error."""
+    _console.print(text, highlight=False, soft_wrap=True)
+
+
+def remember(run: str, config: RunConfig) -> None:
+    """Keep a run's configuration: a rerun uses the same settings, whatever is configured by then."""
+    path = home() / "runs" / f"{run}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(config.model_dump_json(indent=1))
+
+
+def _config_of(run: str) -> RunConfig:
+    """The configuration of a run, which it left in REDRAFT_HOME when it began."""
+    path = home() / "runs" / f"{run}.json"
+    try:
+        return RunConfig.model_validate_json(path.read_text())
+    except OSError as error:
+        raise InputError(f"there is no run {run!r} here: `redraft status` lists them ({error.strerror})") from error

@@ -1,0 +1,76 @@
+"""What surrounds a verb: REDRAFT_HOME, servers, the reference expert, and the workplace that tasks get."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from core.config import PlaceSettings, RunConfig
+from core.errors import ServerError
+from flows.environment import environment
+from flows.processes import alive, free_port, last_lines, start, stop
+from flows.servers import servers
+from tasks.workplace import Workplace
+
+_EXPERT_START_SECONDS = 60.0
+
+
+def home() -> Path:
+    """REDRAFT_HOME, by default .redraft in the current folder."""
+    return Path(os.environ.get("REDRAFT_HOME", ".redraft")).resolve()
+
+
+def workplace(settings: PlaceSettings, *, mlflow_uri: str | None = None, expert_url: str = "") -> Workplace:
+    """The addresses that tasks need."""
+    here = home()
+    return Workplace(
+        home=here,
+        store_uri=settings.store or (here / "store").as_uri(),
+        s3_endpoint=settings.s3_endpoint or None,
+        database_url=settings.database or f"sqlite:///{here / 'state.db'}",
+        mlflow_uri=mlflow_uri,
+        experiment=settings.experiment,
+        expert_url=expert_url,
+    )
+
+
+@contextmanager
+def session(config: RunConfig) -> Iterator[Workplace]:
+    """Servers and expert for one verb: started if none is configured, joined if running, stopped at the end."""
+    here, place = home(), config.place
+    here.mkdir(parents=True, exist_ok=True)
+    urls = {"prefect_url": place.prefect_url or None, "mlflow_url": place.mlflow_url or None}
+    with servers(here, **urls) as running, reference_expert(here, needed=not config.expert.base_url) as expert_url:
+        yield workplace(place, mlflow_uri=running.mlflow_uri, expert_url=expert_url)
+
+
+@contextmanager
+def reference_expert(here: Path, *, needed: bool) -> Iterator[str]:
+    """The base URL of a reference expert of our own; "" if an endpoint is configured."""
+    if not needed:
+        yield ""
+        return
+    port, log = free_port(), here / "logs" / "expert.log"
+    command = [sys.executable, "-m", "flows.cli", "expert", "--port", str(port)]
+    process = start(command, env=os.environ | environment(here), cwd=here, log=log)
+    url = f"http://127.0.0.1:{port}/v1"
+    try:
+        deadline = time.monotonic() + _EXPERT_START_SECONDS
+        while not _answers(url):
+            if not alive(process) or time.monotonic() > deadline:
+                raise ServerError(f"The reference expert did not start. The end of {log}:\n{last_lines(log)}")
+            time.sleep(0.1)
+        yield url
+    finally:
+        stop([process])
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/models", timeout=2.0, trust_env=False).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
