@@ -16,6 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from flows.formats import visible
 from flows.summary import ArmResult, Curve
 
 SERIES = 7
@@ -61,18 +62,18 @@ def quality_figures(results: Sequence[ArmResult], arms: Sequence[str], metric: s
         _draw_arms(axes, results, arms, lambda result: float(result.tokens_per_step))
         _log_axis(axes, sorted({float(result.tokens_per_step) for result in results}))
         axes.set_xlabel("tokens a step (faster →)")
-        axes.set_ylabel(metric)
+        axes.set_ylabel(visible(metric))
 
     def by_forwards(axes: Axes) -> None:
         _draw_arms(axes, results, arms, lambda result: max(result.nfe, 1.0))
         _log_axis(axes, sorted({float(round(max(result.nfe, 1.0))) for result in results}))
         axes.invert_xaxis()
         axes.set_xlabel("forwards an answer (faster →)")
-        axes.set_ylabel(metric)
+        axes.set_ylabel(visible(metric))
 
     return [
-        (f"{metric} against tokens a step", _svg(by_tokens, (5.0, 3.5), "tokens")),
-        (f"{metric} against forwards of the model", _svg(by_forwards, (5.0, 3.5), "forwards")),
+        (f"{metric} against tokens a step", _svg(by_tokens, (5.8, 3.9), "tokens")),
+        (f"{metric} against forwards of the model", _svg(by_forwards, (5.8, 3.9), "forwards")),
     ]
 
 
@@ -81,7 +82,7 @@ def curve_figures(curves: Sequence[Curve]) -> list[tuple[str, Markup]]:
 
     def drawer(curve: Curve) -> Callable[[Axes], None]:
         def draw(axes: Axes) -> None:
-            axes.plot(curve.steps, curve.loss, color=_COLOURS[0], linewidth=1.6)
+            axes.plot(curve.steps, curve.loss, color=_COLOURS[3], linewidth=1.6)
             axes.set_xlabel("step")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(4))

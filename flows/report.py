@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import JsonValue
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.figures import SERIES, curve_figures, quality_figures
+from flows.formats import count, duration, interval, total, visible
 from flows.gallery import card_of
 from flows.summary import ArmResult, GalleryItem, RunSummary, StageRecord
 
@@ -160,14 +160,13 @@ def _quality_headlines(summary: RunSummary) -> list[Headline]:
     off = rows.get((main, False), {}).get(fast.setting)
     if off and fast.refining:
         tiles.append(
-            Headline(label=f"the same, refining off ({fast.setting})", value=f"{off.score:.1f}", note=interval(off))
+            Headline(
+                label=f"{main}, {fast.setting} tokens a step, refining off",
+                value=f"{off.score:.1f}",
+                note=interval(off),
+            )
         )
     return tiles
-
-
-def interval(result: ArmResult) -> str:
-    """The interval as '81.0-84.2', empty if unknown."""
-    return f"{result.low:.1f}–{result.high:.1f}" if result.low is not None and result.high is not None else ""
 
 
 def flatten(config: dict[str, JsonValue], prefix: str = "") -> list[tuple[str, str]]:
@@ -184,31 +183,6 @@ def flatten(config: dict[str, JsonValue], prefix: str = "") -> list[tuple[str, s
 def name_of(stage: StageRecord) -> str:
     """'finetune · stage 1'."""
     return f"{stage.stage} · {stage.label}" if stage.label else stage.stage
-
-
-def duration(seconds: float | None) -> str:
-    """'0.4 s', '3 min 12 s', '1 h 04 min'."""
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def count(value: int | None) -> str:
-    """'12,345', or '–' if unknown."""
-    return "–" if value is None else f"{value:,}"
-
-
-def total(counts: dict[str, int]) -> int:
-    """Sum of counts by reason."""
-    return sum(counts.values())
-
-
-def visible(text: Any) -> str:
-    """Control characters as their pictures (␀ ␇ …), so that a browser neither drops them nor stumbles."""
-    return "".join(chr(0x2400 + ord(char)) if ord(char) < 32 and char not in "\n\t" else char for char in str(text))
 
 
 def _cell(result: ArmResult | None) -> Text:
