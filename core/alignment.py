@@ -33,8 +33,8 @@ from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
+from core.expert.settings import AlignmentSettings
 from core.rediff import Edit, Run, Span, TextCodec, apply_edits, compatible, runs_of, splice, with_leading_space
-from core.settings import Settings
 
 __all__ = [
     "AlignedSegment",
@@ -48,13 +48,6 @@ __all__ = [
 ]
 
 Tier = Literal["equal", "re-diff"]
-
-
-class AlignmentSettings(Settings):
-    """Limits of the re-diff tier."""
-
-    window: int = 32
-    """Tokens that one change of length may move before a later change, or the end of the text, cancels it."""
 
 
 class Segment(NamedTuple):

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:  # importing transformers takes seconds, which the reference expert's rules have no use for
+    from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
 
@@ -18,13 +20,13 @@ Span = tuple[int, int]
 class TextCodec:
     """A fast tokenizer as alignment needs it: ids with char spans, and the ids and strings no target may hold."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     eos_id: int
     forbidden_ids: frozenset[int]
     forbidden_texts: tuple[str, ...]
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "TextCodec":
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "TextCodec":
         """Read the special tokens once; asking the tokenizer for them is slow.
 
         Raises:

@@ -1,1 +1,1 @@
-"""Who revises the drafts: client, ledger, prompts, and a reference expert that answers by rule."""
+"""The expert that revises drafts: prompts, client, ledger of replies, reply parser, and the reference expert."""

@@ -1,0 +1,249 @@
+"""The expert over HTTP: many requests at once, each paid for once, every outcome in the ledger before it is used."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+from pydantic import SecretStr
+
+from core.errors import ExpertUnavailable, RowError
+from core.expert.ledger import Ledger, LedgerSession, Reply
+from core.expert.reply import parse_reply
+from core.expert.request import ExpertRequest
+from core.expert.settings import ExpertSettings
+from core.expert.transport import Completion, RequestFault, Transport
+
+LoadBytes = Callable[[str], bytes]
+T = TypeVar("T")
+_POLL_S = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """So far: of `total` different requests `done` have an outcome, `cached` of them from the ledger.
+
+    cost_usd is what this run spent, not what the ledger saved; None while no price is known.
+    """
+
+    total: int
+    done: int = 0
+    cached: int = 0
+    failed: int = 0
+    cost_usd: float | None = None
+
+
+class ExpertClient:
+    """Asks the expert. Frozen settings, a key that is never printed, and the ledger; safe to use from many threads."""
+
+    def __init__(self, settings: ExpertSettings, *, ledger: Ledger, api_key: SecretStr | None = None) -> None:
+        self.settings = settings
+        self._ledger = ledger
+        self._api_key = api_key
+
+    def ask(
+        self,
+        requests: Sequence[ExpertRequest],
+        load_image: LoadBytes,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> list[Reply]:
+        """`ask_async` for callers without an event loop."""
+        return asyncio.run(self.ask_async(requests, load_image, on_progress=on_progress))
+
+    async def ask_async(
+        self,
+        requests: Sequence[ExpertRequest],
+        load_image: LoadBytes,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> list[Reply]:
+        """One outcome a request, in order; equal requests share one. A request that failed is a Reply that says so.
+
+        Args:
+            load_image: sha256 -> encoded bytes; a RowError, KeyError or OSError of it fails that request alone.
+
+        Raises:
+            ExpertUnavailable: the endpoint refuses or failed `breaker` times in a row. What was answered is kept.
+        """
+        session = self._ledger.session()
+        # one thread: SQLite has one writer, and waiting for it must not stop the event loop
+        with ThreadPoolExecutor(1, thread_name_prefix="ledger") as thread:
+            try:
+                async with Transport(self.settings, self._api_key) as transport:
+                    run = _Run(self.settings, session, transport, thread, load_image, on_progress)
+                    return await run.all(requests, self._ledger)
+            finally:
+                await asyncio.shield(asyncio.get_running_loop().run_in_executor(thread, session.close))
+
+
+class _Run:
+    """One call of `ask_async`."""
+
+    def __init__(
+        self,
+        settings: ExpertSettings,
+        session: LedgerSession,
+        transport: Transport,
+        thread: ThreadPoolExecutor,
+        load_image: LoadBytes,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._settings = settings
+        self._session = session
+        self._transport = transport
+        self._thread = thread
+        self._load_image = load_image
+        self._on_progress = on_progress
+        self._progress = Progress(total=0)
+        self._outcomes: dict[str, Reply] = {}
+        self._broken: Exception | None = None
+        self._faults_in_a_row = 0
+        self._reached = False
+
+    async def all(self, requests: Sequence[ExpertRequest], ledger: Ledger) -> list[Reply]:
+        unique = {request.key: request for request in requests}
+        known = await self._in_thread(partial(ledger.find, list(unique)))
+        answered = {key: reply for key, reply in known.items() if reply.status == "answered"}
+        self._outcomes |= answered
+        self._report(total=len(unique), done=len(answered), cached=len(answered))
+        waiting = deque(request for key, request in unique.items() if key not in answered)
+        heart = asyncio.create_task(self._keep_claims())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._settings.concurrency, len(waiting))):
+                    group.create_task(self._work(waiting))
+        finally:
+            heart.cancel()
+        if self._broken is not None:
+            raise self._broken
+        return [self._outcomes[request.key] for request in requests]
+
+    async def _work(self, waiting: deque[ExpertRequest]) -> None:
+        """Take requests until none is left or the run is given up; one in flight is always brought to its end."""
+        while waiting and self._broken is None:
+            request = waiting.popleft()
+            try:
+                claim = await self._in_thread(partial(self._session.claim, request.key))
+                if claim is False:  # another worker is at it: do something else first
+                    waiting.append(request)
+                    await asyncio.sleep(_POLL_S)
+                elif isinstance(claim, Reply):
+                    self._settle(claim, cached=True)
+                else:
+                    await self._send(request)
+            except Exception as error:
+                self._broken = error  # raised when the requests in flight have ended: they may be paid for
+
+    async def _send(self, request: ExpertRequest) -> None:
+        try:
+            image = await self._image(request)
+        except RowError as error:  # no request was made: nothing to record
+            await self._in_thread(partial(self._session.release, request.key))
+            self._settle(self._failure(request, str(error)), cached=False)
+            return
+        try:
+            completion = await self._transport.complete(request.body(image), stopped=lambda: self._broken is not None)
+        except RequestFault as error:
+            reply = self._failure(request, str(error), error.attempts)
+            self._count_fault(error)
+        except ExpertUnavailable as error:
+            reply = self._failure(request, str(error), 1)
+            self._broken = error
+        else:
+            reply = self._judge(request, completion)
+            self._reached, self._faults_in_a_row = True, 0
+        await self._in_thread(partial(self._session.record, reply))
+        self._settle(reply, cached=False)
+
+    async def _image(self, request: ExpertRequest) -> bytes | None:
+        if request.image_sha is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._load_image, request.image_sha)
+        except (KeyError, OSError) as error:
+            raise RowError("image_missing", f"{request.image_sha}: {type(error).__name__}") from error
+
+    def _judge(self, request: ExpertRequest, completion: Completion) -> Reply:
+        """The completion as an outcome. A reply that is cut off, refused or cannot be read has failed, though paid."""
+        if completion.finish_reason in ("length", "content_filter"):
+            error: str | None = completion.finish_reason
+        elif completion.refusal:
+            error = f"refusal: {completion.refusal[:300]}"
+        else:
+            parsed = parse_reply(completion.content)
+            error = parsed.problems[0] if parsed.verdict == "failed" else None
+        return Reply(
+            key=request.key,
+            status="failed" if error else "answered",
+            model=self._settings.model,
+            prompt_version=request.prompt_version,
+            raw=completion.content,
+            finish_reason=completion.finish_reason,
+            prompt_tokens=completion.prompt_tokens,
+            completion_tokens=completion.completion_tokens,
+            cost_usd=self._cost(completion),
+            latency_s=completion.latency_s,
+            attempts=completion.attempts,
+            error=error,
+        )
+
+    def _failure(self, request: ExpertRequest, error: str, attempts: int = 0) -> Reply:
+        return Reply(
+            key=request.key,
+            status="failed",
+            model=self._settings.model,
+            prompt_version=request.prompt_version,
+            attempts=attempts,
+            error=error,
+        )
+
+    def _count_fault(self, error: RequestFault) -> None:
+        """Give the endpoint up when it was never reached, or after too many failures in a row."""
+        self._faults_in_a_row += 1
+        if error.reason == "connection" and not self._reached:
+            self._broken = ExpertUnavailable(
+                f"{error.detail}. Start the expert, or correct expert.base_url; without a base_url the reference "
+                "expert is used"
+            )
+        elif self._faults_in_a_row >= self._settings.breaker:
+            self._broken = ExpertUnavailable(
+                f"the expert at {self._transport.address} failed {self._faults_in_a_row} requests in a row, "
+                f"the last with {error}. What it answered so far is kept: run again when it is well"
+            )
+
+    def _cost(self, completion: Completion) -> float | None:
+        """US dollars, or None if a price or the usage is unknown."""
+        rates = (self._settings.price_in, self._settings.price_out)
+        counts = (completion.prompt_tokens, completion.completion_tokens)
+        if None in rates or None in counts:
+            return None
+        return sum(rate * count / 1e6 for rate, count in zip(rates, counts, strict=True) if rate and count)
+
+    def _settle(self, reply: Reply, *, cached: bool) -> None:
+        self._outcomes[reply.key] = reply
+        cost = self._progress.cost_usd
+        if not cached and reply.cost_usd is not None:
+            cost = (cost or 0.0) + reply.cost_usd
+        self._report(
+            done=self._progress.done + 1,
+            cached=self._progress.cached + cached,
+            failed=self._progress.failed + (reply.status == "failed"),
+            cost_usd=cost,
+        )
+
+    def _report(self, **changes: float | None) -> None:
+        self._progress = replace(self._progress, **changes)  # type: ignore[arg-type] # ints stay ints
+        if self._on_progress is not None:
+            self._on_progress(self._progress)
+
+    async def _keep_claims(self) -> None:
+        while True:
+            await asyncio.sleep(self._session.beat_s)
+            await self._in_thread(self._session.beat)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)

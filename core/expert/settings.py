@@ -1,0 +1,73 @@
+"""Settings of the expert. Free of heavy imports: the command line reads this."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from core.settings import Settings
+
+
+class AlignmentSettings(Settings):
+    """Limits of the re-diff tier."""
+
+    window: int = Field(default=32, ge=1)
+    """Tokens that one change of length may move before a later change, or the end of the text, cancels it."""
+
+
+class ExpertSettings(Settings):
+    """Who revises the drafts, and how patiently it is asked."""
+
+    base_url: str = ""
+    """OpenAI-compatible endpoint, e.g. https://api.openai.com/v1; empty: the reference expert is started."""
+    model: str = Field(default="reference", min_length=1)
+    """Model name, as the endpoint calls it."""
+    api_key_env: str = ""
+    """Name of the environment variable that holds the API key; empty: no key."""
+    prompt: str = "revise-v1"
+    """Version of the instructions: a file of core/expert/prompts."""
+    structured: Literal["json_schema", "none"] = "json_schema"
+    """json_schema: the endpoint is told the schema of the reply; none: the instructions alone describe it."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Left out: not sent (some reasoning models refuse it)."""
+    max_tokens: int = Field(default=2048, ge=1)
+    """Longest reply; one that is cut off counts as failed."""
+    max_tokens_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    """What the endpoint calls that limit; older servers know `max_tokens` alone."""
+    concurrency: int = Field(default=32, ge=1)
+    """Requests in flight."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Seconds until a request without an answer is tried again."""
+    max_attempts: int = Field(default=6, ge=1)
+    """Tries of a request that meets 408, 409, 429, 5xx, a lost connection or a timeout."""
+    backoff_s: float = Field(default=0.5, gt=0)
+    """First wait; it doubles with every try and is drawn at random below that. Retry-After goes first."""
+    max_wait_s: float = Field(default=60.0, gt=0)
+    """Longest wait between two tries, whatever the endpoint asks for."""
+    breaker: int = Field(default=20, ge=1)
+    """Stop when so many requests in a row have failed for good."""
+    price_in: float | None = Field(default=None, ge=0)
+    """US dollars a million prompt tokens; left out: unknown, so is the cost."""
+    price_out: float | None = Field(default=None, ge=0)
+    """US dollars a million completion tokens."""
+    align: AlignmentSettings = AlignmentSettings()
+
+
+class ReferenceSettings(Settings):
+    """The reference expert, and the faults it can be told to show. Shares are of all requests."""
+
+    model: str = "reference"
+    """Name under which it is listed."""
+    latency_s: float = Field(default=0.0, ge=0)
+    """Wait before every answer."""
+    share_429: float = Field(default=0.0, ge=0, le=1)
+    """Answers "rate limited", with a Retry-After."""
+    share_500: float = Field(default=0.0, ge=0, le=1)
+    """Answers "internal error"."""
+    share_malformed: float = Field(default=0.0, ge=0, le=1)
+    """Answers with a content that is no JSON."""
+    share_truncated: float = Field(default=0.0, ge=0, le=1)
+    """Answers with half a reply and finish_reason "length"."""
+    retry_after_s: float = Field(default=0.0, ge=0)
+    """The Retry-After of a 429."""
+    seed: int = Field(default=0, ge=0)
+    """Which of the requests, counted as they arrive, meet which fault."""

@@ -1,0 +1,223 @@
+"""One chat completion over HTTP: retries, and what is wrong when they do not help. Nothing is recorded here.
+
+400, 422 and other 4xx   this request is at fault: RowError
+401, 403, 404, no quota  the endpoint as a whole is of no use: ExpertUnavailable
+408, 409, 429, 5xx, lost connections, timeouts   tried again, then EndpointFault
+"""
+
+import asyncio
+import email.utils
+import ipaddress
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import openai
+from pydantic import BaseModel, SecretStr, ValidationError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+
+from core.errors import ConfigError, ExpertUnavailable, RowError
+from core.expert.settings import ExpertSettings
+
+CONNECT_ATTEMPTS = 3
+_RETRYABLE = (408, 409, 429)
+_NO_KEY = "none"  # the SDK insists on a key; local servers ignore it
+
+
+class RequestFault(RowError):
+    """A request that failed for good after `attempts` tries."""
+
+    def __init__(self, reason: str, detail: str = "", attempts: int = 1) -> None:
+        super().__init__(reason, detail)
+        self.args = (reason, detail, attempts)  # pickles
+        self.attempts = attempts
+
+
+class EndpointFault(RequestFault):
+    """One that nothing is wrong with: the endpoint is ill."""
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Body(BaseModel):
+    """As much of a chat completion as is needed; endpoints differ in the rest."""
+
+    choices: list[_Choice]
+    usage: _Usage | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A reply as it came: `content` may be anything."""
+
+    content: str | None
+    finish_reason: str | None
+    refusal: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    latency_s: float
+    attempts: int
+
+
+class Transport:
+    """An open connection pool to one endpoint; an async context manager. The key is never part of a message."""
+
+    def __init__(self, settings: ExpertSettings, api_key: SecretStr | None) -> None:
+        parts = urlsplit(settings.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"expert.base_url = {settings.base_url!r}: expected http(s)://host/v1")
+        key = api_key.get_secret_value().strip() if api_key else ""
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError("the expert's API key holds characters that no HTTP header may hold")
+        self.address = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        self._settings = settings
+        self._key = key
+        self._client = openai.AsyncOpenAI(
+            api_key=key or _NO_KEY,
+            base_url=settings.base_url,
+            max_retries=0,
+            timeout=settings.timeout_s,
+            # a proxy for the world is no proxy for this machine
+            http_client=openai.DefaultAioHttpClient(trust_env=not _is_loopback(parts.hostname)),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def complete(self, body: dict[str, Any], *, stopped: Callable[[], bool]) -> Completion:
+        """Send one request; `stopped` ends the tries early.
+
+        Raises:
+            RequestFault: this request cannot be answered.
+            EndpointFault: tried often enough; the next request may fare better.
+            ExpertUnavailable: no request can be answered.
+        """
+        attempts, started = 0, time.monotonic()
+        retrying = AsyncRetrying(
+            stop=lambda state: stopped() or self._is_enough(state),
+            retry=retry_if_exception(_is_retryable),
+            wait=self._wait,
+            reraise=True,
+        )
+        try:
+            async for attempt in retrying:
+                with attempt:
+                    attempts += 1
+                    started = time.monotonic()
+                    text = await self._post(body)
+        except (openai.OpenAIError, TimeoutError) as error:
+            raise self._explain(error, attempts) from None  # its chain holds the request's headers
+        return _completion(text, latency_s=time.monotonic() - started, attempts=attempts)
+
+    async def _post(self, body: dict[str, Any]) -> str:
+        async with asyncio.timeout(self._settings.timeout_s):  # the whole exchange; the client's own is for each read
+            response = await self._client.chat.completions.with_raw_response.create(**body)
+            return str(response.text)
+
+    def _is_enough(self, state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        connecting = isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
+        most = min(CONNECT_ATTEMPTS, self._settings.max_attempts) if connecting else self._settings.max_attempts
+        return stop_after_attempt(most)(state)
+
+    def _wait(self, state: RetryCallState) -> float:
+        """Exponential backoff with full jitter, on top of what the endpoint asks for."""
+        error = state.outcome.exception() if state.outcome else None
+        jitter = random.uniform(0, self._settings.backoff_s * 2 ** min(state.attempt_number, 20))
+        return min(retry_after_s(error) + jitter, self._settings.max_wait_s)
+
+    def _explain(self, error: Exception, attempts: int) -> Exception:
+        """The error as ours, with what to do about it."""
+        said = self._redact(str(error))
+        if isinstance(error, openai.APIStatusError):
+            status = error.status_code
+            if status in (401, 403, 404) or error.code == "insufficient_quota":
+                return ExpertUnavailable(
+                    f"the expert at {self.address} answers HTTP {status}: {_advice(status)} ({said})"
+                )
+            kind = EndpointFault if status >= 500 or status in _RETRYABLE else RequestFault
+            return kind(f"http_{status}", said, attempts)
+        if isinstance(error, openai.APITimeoutError | TimeoutError):
+            return EndpointFault("timeout", f"no answer in {self._settings.timeout_s} s", attempts)
+        if isinstance(error, openai.APIConnectionError):
+            cause = self._redact(str(error.__cause__ or error))
+            return EndpointFault("connection", f"{self.address} cannot be reached: {cause}", attempts)
+        return EndpointFault("bad_response", said, attempts)
+
+    def _redact(self, text: str) -> str:
+        return (text.replace(self._key, "***") if self._key else text)[:300]
+
+
+def _advice(status: int) -> str:
+    if status == 404:
+        return "check expert.base_url (does it end in /v1?) and expert.model"
+    if status == 429:
+        return "the account's quota is used up"
+    return "check the API key in the variable that expert.api_key_env names"
+
+
+def _completion(text: str, *, latency_s: float, attempts: int) -> Completion:
+    try:
+        body = _Body.model_validate_json(text)
+    except ValidationError:
+        raise EndpointFault("bad_response", f"not a chat completion: {text[:200]}", attempts) from None
+    if not body.choices:
+        raise EndpointFault("bad_response", "a chat completion without choices", attempts)
+    choice, usage = body.choices[0], body.usage or _Usage()
+    return Completion(
+        content=choice.message.content,
+        refusal=choice.message.refusal,
+        finish_reason=choice.finish_reason,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        latency_s=latency_s,
+        attempts=attempts,
+    )
+
+
+def _is_retryable(error: BaseException) -> bool:
+    if isinstance(error, openai.APIStatusError):
+        return (error.status_code in _RETRYABLE or error.status_code >= 500) and error.code != "insufficient_quota"
+    return isinstance(error, openai.APIConnectionError | TimeoutError)
+
+
+def retry_after_s(error: BaseException | None) -> float:
+    """Seconds that the endpoint asks to wait (Retry-After as seconds or date, retry-after-ms); 0 if it does not."""
+    if not isinstance(error, openai.APIStatusError):
+        return 0.0
+    headers = error.response.headers
+    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(headers[name]) * scale)
+        except (KeyError, ValueError):
+            continue
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    except (KeyError, ValueError):
+        return 0.0
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
