@@ -168,4 +168,4 @@ def test_recorded_confidence_is_the_softmax_probability_of_the_new_token() -> No
         logits = model.logits(model.hidden(ids, valid_BL=ids >= 0, features_BND=None)[0, 6:])
         logits[:, [model.tokenizer.mask_token_id, model.tokenizer.pad_token_id]] = -torch.inf
         expected = logits.softmax(-1).max(-1).values
-    torch.testing.assert_close(torch.tensor(recorder.frame()["confidence"].to_list()), expected)
+    np.testing.assert_allclose(recorder.frame()["confidence"].to_numpy(), expected.numpy(), rtol=1e-5)
