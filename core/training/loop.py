@@ -97,7 +97,7 @@ def train(
             set_learning_rate(optimizers, lr)
             loss, metrics = batch_loss(model, batches.batch(step), grounding_weight)
             norm = _update(model, optimizers, loss, settings, step)
-            window.add({**metrics, "loss": loss, "grad_norm": norm})
+            window.add({**metrics, "loss": loss.detach(), "grad_norm": norm})
             done = step + 1
             if done % settings.log_every == 0 or done == settings.steps:
                 curve.append((done, {**window.means(), "lr": lr}))
