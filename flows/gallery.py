@@ -36,9 +36,9 @@ class Picture:
 
     @property
     def layout(self) -> str:
-        """CSS classes: `wide` images stand above the text, `pixels` are enlarged without blur."""
+        """CSS classes: `wide` stands above the text, `pixels` are enlarged without blur, a `photo` has more room."""
         wide = "wide " if self.width > 1.8 * self.height else ""
-        return wide + ("pixels" if max(self.width, self.height) <= PIXEL_ART else "")
+        return wide + ("pixels" if max(self.width, self.height) <= PIXEL_ART else "photo")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,17 @@ from flows.summary import ArmResult, GalleryItem, RunSummary, StageRecord
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
+METRICS = {
+    "strict_precision": "Strict precision",
+    "fact_recall": "Fact recall",
+    "fact_f1": "Fact F1",
+    "place_accuracy": "Place accuracy",
+    "binding_error": "Binding error",
+    "validity": "Validity",
+    "repeat_rate": "Repeat rate",
+    "overlap_f1": "Overlap F1",
+}
+
 
 def write_report(summary: RunSummary, gallery: Sequence[GalleryItem], out_dir: Path) -> Path:
     """Write `out_dir`/summary.json and `out_dir`/report.html; returns the path of the latter."""
@@ -45,6 +56,9 @@ def render(summary: RunSummary, gallery: Sequence[GalleryItem]) -> str:
         settings=settings_of(summary.results),
         rows=rows_of(summary),
         best=best_of(summary.results),
+        metrics={
+            name: label for name, label in METRICS.items() if any(getattr(r, name) is not None for r in summary.results)
+        },
         headlines=headlines(summary),
         figures=quality_figures(summary.results, arms, summary.metric),
         curves=curve_figures(summary.curves),

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from core.errors import RowError
+from core.ingest.settings import MAX_BYTES, MAX_PIXELS
 
-MAX_PIXELS = 50_000_000
-MAX_BYTES = 64 * 2**20
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+:|//|\\\\)", re.IGNORECASE)

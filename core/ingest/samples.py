@@ -8,52 +8,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import polars as pl
-from pydantic import Field, model_validator
 
 from core.errors import InputError, RowError
-from core.ingest.images import MAX_BYTES, MAX_PIXELS, decode, read_image, resolve_image
+from core.ingest.images import decode, read_image, resolve_image
+from core.ingest.settings import IngestSettings
 from core.seeds import stream_key
-from core.settings import Settings
 from data_contracts import Rejects, Samples
 from data_contracts.samples import SPLITS
 
 STAGE = "ingest"
-CONTROL_TOKENS = (
-    "<image>", "[MASK]", "[PAD]", "[EOS]", "[BOS]", "[UNK]", "[CLS]", "[SEP]", "<|mdm_mask|>", "<|mask|>",
-    "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|im_start|>", "<|im_end|>",
-)  # fmt: skip
-
-
-class IngestSettings(Settings):
-    """How rows become samples."""
-
-    train: float = Field(default=0.9, ge=0.0, le=1.0)
-    """Share of the images that go to the train split."""
-    dev: float = Field(default=0.05, ge=0.0, le=1.0)
-    """Share of the images that go to the dev split; what train and dev leave is test."""
-    text_only: bool = False
-    """Accept rows that name no image."""
-    default_prompt: str = "Describe the image."
-    """Prompt of rows whose prompt is nothing but the image placeholder; empty: such rows are rejected."""
-    max_chars: int = Field(default=20_000, ge=1)
-    """Longest prompt or reference, in characters."""
-    control_tokens: tuple[str, ...] = CONTROL_TOKENS
-    """A text that contains one of these is rejected: a tokenizer would read it as a control token."""
-    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
-    """Largest image, in pixels."""
-    max_bytes: int = Field(default=MAX_BYTES, ge=1)
-    """Largest image file, in bytes."""
-    batch_rows: int = Field(default=2048, ge=1)
-    """Rows in a batch of the stream."""
-
-    @model_validator(mode="after")
-    def _shares_fit(self) -> Self:
-        if self.train + self.dev > 1.0 + 1e-9:
-            raise ValueError(f"train + dev = {self.train + self.dev:g}, more than 1")
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)

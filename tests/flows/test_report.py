@@ -266,7 +266,7 @@ def test_an_image_that_does_not_decode_is_left_out_and_a_large_one_shrinks():
     Image.effect_noise((3000, 1000), 80).save(large, "JPEG")
     picture = card_of(sample.item(image=large.getvalue())).picture
     assert max(picture.width, picture.height) == 640
-    assert picture.layout == "wide "
+    assert picture.layout == "wide photo"
 
 
 def test_images_are_no_part_of_what_is_dumped():
