@@ -26,7 +26,7 @@ _COLOURS = tuple(f"#04040{number}" for number in range(SERIES))
 _VARIABLES = {_INK: "var(--muted)", _GRID: "var(--line)", _SURFACE: "var(--card)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_COLOURS)
 }
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import InputError
+from core.ingest.convert import convert_metadata
 from core.ingest.images import decode
 from core.ingest.llava import ingest_llava
-from core.ingest.samples import CaptionLimit
+from core.ingest.samples import CaptionLimit, split_of
 from core.ingest.settings import IngestSettings
-from core.ingest.convert import convert_metadata
-from core.ingest.samples import split_of
 from data_contracts import Rejects, Samples
 
 DATA = Path(__file__).parents[2] / "data" / "ingest"
