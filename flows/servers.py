@@ -23,8 +23,8 @@ from core.errors import ServerError
 from flows.environment import applied, environment
 from flows.processes import Process, alive, free_port, last_lines, start, stop, this_process
 
-START_SECONDS = 120.0
-"""How long a server may take until it answers (8 s on an idle machine with two cores)."""
+START_SECONDS = 240.0
+"""How long a server may take until it answers: 8 s on an idle machine with two cores, 90 s on an overloaded one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ def _joined(home: Path, wanted: tuple[_Kind, ...]) -> Iterator[dict[str, int]]:
 
 def _well(kind: _Kind, running: dict[str, _Server]) -> bool:
     server = running.get(kind.name)
-    return server is not None and not _health(kind.url(server.port), own=True)
+    return server is not None and alive(server.process) and not _health(kind.url(server.port), own=True)
 
 
 def _started(home: Path, kinds: list[_Kind], before: dict[str, _Server]) -> dict[str, _Server]:
@@ -230,7 +230,7 @@ class _Registry:
             raise ServerError(msg) from error
 
     def read(self) -> tuple[dict[str, _Server], list[Process]]:
-        """The servers and users that still live."""
+        """The servers, also one that died (its successor takes its port), and the users that still live."""
         try:
             entries = json.loads(self._path.read_text())
             running = {
@@ -240,8 +240,7 @@ class _Registry:
             users = [Process(user["pid"], user["created"]) for user in entries["users"]]
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # none yet, or cut short by a full disk
             return {}, []
-        living = {name: server for name, server in running.items() if alive(server.process)}
-        return living, [user for user in users if alive(user)]
+        return running, [user for user in users if alive(user)]
 
     def write(self, running: dict[str, _Server], users: list[Process]) -> None:
         entries = {
