@@ -54,7 +54,7 @@ def refine_rows(
         target_NL=target_RL,
         kinds_NL=kinds_RL,
         regions_NL=np.where(kinds_RL == TokenKind.CLEAN, regions_RL, np.int16(-1)),
-        t_N=(kinds_RL == TokenKind.MASK).mean(axis=1, dtype=np.float32),
+        t_N=((kinds_RL == TokenKind.MASK).sum(axis=1) / max(kinds_RL.shape[1], 1)).astype(np.float32),
     )
     meta = _meta(revised.frame, settings.draws, grounded=ground is not None)
     return Corrupted(
@@ -87,7 +87,7 @@ def _inputs(
         if scope == "mistakes":
             partial_N &= ((state_NL != target_NL) & (state_NL != vocab.mask)).any(axis=1)
         inputs.append(np.where(partial_N[:, None], state_NL, draft_NL))
-    return np.stack(inputs, axis=1).reshape(-1, draft_NL.shape[1])
+    return np.stack(inputs, axis=1).reshape(len(draft_NL) * settings.draws, draft_NL.shape[1])
 
 
 def _kinds(input_RL: NDArray[np.int32], target_RL: NDArray[np.int32], vocab: Vocabulary) -> NDArray[np.int8]:

@@ -64,9 +64,9 @@ class ObjectiveSettings(Settings):
     noise_weight: Literal["inverse_t", "none", "elbo"] = "inverse_t"
     """Stage I (eq. 3): `inverse_t` weighs each kind 1/(t N_kind), `none` 1/N_kind, `elbo` 1/(t L) for masks (their
     evidence lower bound) and 1/L for visible tokens. The mask baseline (eq. 2) weighs 1/(t L), with `none` 1/L."""
-    noise_scale: float = Field(default=1.0, gt=0.0)
-    """Factor on the weights of mask and revision rows. At t_min 1e-3 the mean of 1/t is 6.9, so 0.145 brings replayed
-    Stage I rows to the scale of Stage II rows, which carry no 1/t."""
+    revision_scale: float = Field(default=1.0, gt=0.0)
+    """Factor on the weights of Stage I rows (eq. 3). Four kinds at 1/t sum to 4 E[1/t], 16 at t_min 0.02 and 28 at
+    1e-3, where a mask row (eq. 2) and a Stage II row (eq. 5) have 1 on average."""
     kind_count: Literal["row", "batch"] = "row"
     """N_kind (and N_mistake) is counted in each row (mean over rows of the row's mean), or over the batch."""
     pair_loss: Literal["all", "span"] = "all"

@@ -30,7 +30,7 @@ def token_weights(
 
 def _mask(kinds_BL: NDArray[np.int8], t_B: NDArray[np.float64], settings: ObjectiveSettings) -> NDArray[np.float64]:
     """Eq. 2, as a mean over the L response tokens."""
-    factor_B = settings.noise_scale / (np.ones_like(t_B) if settings.noise_weight == "none" else t_B)
+    factor_B = 1.0 / (np.ones_like(t_B) if settings.noise_weight == "none" else t_B)
     return np.asarray((kinds_BL == TokenKind.MASK) * (factor_B / _response_length(kinds_BL))[:, None])
 
 
@@ -48,7 +48,7 @@ def _revision(kinds_BL: NDArray[np.int8], t_B: NDArray[np.float64], settings: Ob
     if settings.pair_loss == "span":
         injected_BL = kinds_BL == TokenKind.HALLUCINATION
         weights_BL *= injected_BL | ~injected_BL.any(axis=1, keepdims=True)
-    return np.asarray(weights_BL * settings.noise_scale)
+    return np.asarray(weights_BL * settings.revision_scale)
 
 
 def _refine(kinds_BL: NDArray[np.int8], t_B: NDArray[np.float64], settings: ObjectiveSettings) -> NDArray[np.float64]:

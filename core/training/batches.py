@@ -48,11 +48,6 @@ class Batch:
         """B."""
         return self.input_ids_BL.shape[0]
 
-    @property
-    def supervised(self) -> Tensor:
-        """Tokens that weigh something: the only ones whose logits the loss needs."""
-        return self.weights_BL != 0
-
     def to(self, device: torch.device | str) -> Self:
         """The batch on another device."""
         moved: dict[str, Any] = {}
