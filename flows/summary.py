@@ -8,7 +8,7 @@ Images are no part of summary.json.
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Counts = dict[str, int]
 
@@ -67,7 +67,6 @@ class ArmResult(Record):
     repeat_rate: float | None = None
     overlap_f1: float | None = None
 
-    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented order; mypy knows no decorated property
     @property
     def setting(self) -> str:
         """'8', or '8+4' with four extra steps."""

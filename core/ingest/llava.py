@@ -15,7 +15,8 @@ from pathlib import Path
 
 from core.errors import RowError
 from core.ingest.records import Json, read_records
-from core.ingest.samples import BadRow, CaptionLimit, IngestBatch, Ingestor, IngestSettings, RawRow
+from core.ingest.samples import BadRow, CaptionLimit, IngestBatch, Ingestor, RawRow
+from core.ingest.settings import IngestSettings
 
 PLACEHOLDER = "<image>"
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}

@@ -1,5 +1,4 @@
 import io
-import json
 import re
 import sys
 from html.parser import HTMLParser
@@ -172,11 +171,7 @@ def test_ids_are_unique_and_every_internal_reference_has_its_target():
 
 def test_summary_json_reads_back_as_it_was(tmp_path):
     write_report(sample.summary(), sample.gallery(1), tmp_path)
-    text = (tmp_path / "summary.json").read_text()
-    values = json.loads(text)
-    for result in values["results"]:
-        assert result.pop("setting") in ("1", "2", "4", "8", "4+4", "8+4")
-    assert RunSummary.model_validate(values) == sample.summary()
+    assert RunSummary.model_validate_json((tmp_path / "summary.json").read_text()) == sample.summary()
 
 
 def test_the_report_of_a_run_that_did_little_has_only_what_there_is():
