@@ -89,23 +89,29 @@ def _loads(text: str) -> Any:
 
 
 def _last_answer(text: str) -> list[Segment] | None:
-    """The items of the last complete JSON value in `text` that is an answer; earlier ones are drafts or examples."""
+    """The items of the last JSON value in `text` that is an answer; what came earlier are drafts or examples.
+
+    Values with nothing between them but white space and punctuation (JSON lines) are one answer.
+    """
     found: list[Segment] | None = None
-    for value in _json_values(text):
+    end = 0
+    for value, start, stop in _json_values(text):
         items = _read(value)
-        found = items if items is not None else found
+        if items is not None:
+            joined = found if found and not text[end:start].strip(" \t\r\n,;") else []
+            found, end = joined + items, stop
     return found
 
 
-def _json_values(text: str) -> Iterator[Any]:
-    """Every outermost JSON object or list in `text`, up to the first that is broken: see `_salvage` for those."""
+def _json_values(text: str) -> Iterator[tuple[Any, int, int]]:
+    """Every outermost JSON object or list in `text` with its place, up to the first broken one: see `_salvage`."""
     decoder, position = json.JSONDecoder(), 0
     while (match := _OPENING.search(text, position)) is not None:
         try:
             value, position = decoder.raw_decode(text, match.start())
         except (ValueError, RecursionError):
             return
-        yield value
+        yield value, match.start(), position
 
 
 def _salvage(text: str) -> ParsedReply:

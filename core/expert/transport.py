@@ -130,13 +130,13 @@ class Transport:
 
     async def _post(self, body: dict[str, Any]) -> str:
         async with asyncio.timeout(self._settings.timeout_s):  # the whole exchange; the client's own is for each read
-            response = await self._client.chat.completions.with_raw_response.create(**body)
-            return str(response.text)
+            # not the typed method: it walks the body field by field, which took as long as all the rest
+            return await self._client.post("/chat/completions", cast_to=str, body=body)
 
     def _is_enough(self, state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
-        connecting = isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
-        most = min(CONNECT_ATTEMPTS, self._settings.max_attempts) if connecting else self._settings.max_attempts
+        most = self._settings.max_attempts
+        most = min(CONNECT_ATTEMPTS, most) if _is_unreachable(error) else most
         return stop_after_attempt(most)(state)
 
     def _wait(self, state: RetryCallState) -> float:
@@ -156,7 +156,7 @@ class Transport:
                 )
             kind = EndpointFault if status >= 500 or status in _RETRYABLE else RequestFault
             return kind(f"http_{status}", said, attempts)
-        if isinstance(error, openai.APITimeoutError | TimeoutError):
+        if isinstance(error, openai.APITimeoutError | TimeoutError) and not _is_unreachable(error):
             return EndpointFault("timeout", f"no answer in {self._settings.timeout_s} s", attempts)
         if isinstance(error, openai.APIConnectionError):
             cause = self._redact(str(error.__cause__ or error))
@@ -192,6 +192,13 @@ def _completion(text: str, *, latency_s: float, attempts: int) -> Completion:
         latency_s=latency_s,
         attempts=attempts,
     )
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Whether no connection came about; the aiohttp transport reports a refused one as a timeout of connecting."""
+    cause = error.__cause__ if isinstance(error, openai.APITimeoutError) else None
+    lost = isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
+    return lost or type(cause).__name__ == "ConnectTimeout"
 
 
 def _is_retryable(error: BaseException) -> bool:
