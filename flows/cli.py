@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 partial (some shards failed: `redraft r
 """
 
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -187,9 +188,16 @@ def with_config(
     config
         A shipped configuration (scenes, smoke, real) or a TOML file.
     """
-    app.config = [Toml(config_path(config), use_commands_as_keys=False, allow_unknown=False)]
+    path = config_path(config)
+    if tokens and tokens[0] in _configured_verbs():
+        app.config = [Toml(path, use_commands_as_keys=False)]
     result = app(tokens, exit_on_error=False, result_action="return_value")
     return result if isinstance(result, int) else 0
+
+
+def _configured_verbs() -> set[str]:
+    """The verbs that read the configuration."""
+    return {name for name in app if (verb := app[name].default_command) and "config" in signature(verb).parameters}
 
 
 def _narrowed(config: RunConfig, data: Path | None, images: Path | None, limit: int | None) -> RunConfig:
@@ -214,10 +222,10 @@ def main() -> None:
     except CycloptsError:
         code = 2  # cyclopts has printed the message
     except ConfigError as error:
-        print(f"redraft: {error}", file=sys.stderr)
+        sys.stderr.write(f"redraft: {error}\n")
         code = 2
     except RedraftError as error:
-        print(f"redraft: {error}", file=sys.stderr)
+        sys.stderr.write(f"redraft: {error}\n")
         code = 1
     except KeyboardInterrupt:
         code = 130

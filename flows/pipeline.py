@@ -8,6 +8,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
+from pydantic import Field
 
 from core.config import RunConfig, parse_config
 from core.errors import ConfigError
@@ -35,13 +36,13 @@ class RunResult(Settings):
     seconds: float
     ground: Foundation
     baseline: Ref | None = None
-    rounds: list[Round] = []
-    arms: dict[str, Ref] = {}
+    rounds: tuple[Round, ...] = ()
+    arms: dict[str, Ref] = Field(default_factory=dict)
     """Arm -> model."""
-    evaluations: dict[str, Ref] = {}
+    evaluations: dict[str, Ref] = Field(default_factory=dict)
     """Arm -> its test results."""
     champion: str = ""
-    notes: list[str] = []
+    notes: tuple[str, ...] = ()
 
 
 @flow(name="redraft", flow_run_name="{run}")

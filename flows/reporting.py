@@ -84,12 +84,12 @@ def summarize_run(place: Workplace, result: "RunResult", command: str) -> RunSum
         stages=stage_records(ancestors(store, roots), labels, since=result.started),
         experts=[_expert_record(store, one, result.config.expert.model) for one in result.rounds],
         curves=_curves(store, result),
-        notes=result.notes,
+        notes=list(result.notes),
     )
 
 
 _METRIC_NOTES = {
-    "score": "100 × F1 of strict precision and fact recall, mean over test scenes; chaotic or missing text earns nothing.",
+    "score": "100 × F1 of strict precision and fact recall, mean over test scenes; chaotic text earns nothing.",
     "overlap_f1": "Bag-of-words F1 with the reference caption × 100: no exact facts are known for these images.",
 }
 

@@ -31,9 +31,8 @@ def run_loop(config: RunConfig, *, json: bool) -> int:
     started = time.monotonic()
     remember(name, config)
     with session(config) as place:
-        say(
-            f"run [bold]{name}[/]: Prefect {os.environ['PREFECT_API_URL'].removesuffix('/api')} · MLflow {place.mlflow_uri}"
-        )
+        say(f"run [bold]{name}[/]")
+        say(f"Prefect {os.environ['PREFECT_API_URL'].removesuffix('/api')} · MLflow {place.mlflow_uri}")
         values = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json"), "run": name}
         state = redraft_run.with_options(log_prints=False)(**values, command=command, return_state=True)
         return conclude("run", name, state, started, json=json)
@@ -115,7 +114,7 @@ def reason_of(state: Any) -> str:
     """Why a flow failed, as the error itself says it."""
     try:
         state.result()
-    except Exception as error:  # noqa: BLE001 - whatever it was, it is only told
+    except Exception as error:
         return str(error)
     return state.message or state.name
 

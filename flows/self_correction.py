@@ -78,7 +78,7 @@ def correct_once(
     )  # fmt: skip
 
 
-def evaluate_dev(config: RunConfig, place: Workplace, arm: str, model: Ref, dev: Ref, threads: int, parent: str) -> Ref:
+def evaluate_dev(config: RunConfig, place: Workplace, model: Ref, dev: Ref, threads: int, parent: str) -> Ref:
     """The dev result that decides about the champion."""
     measuring = EvaluateConfig(
         arm="dev",
@@ -112,5 +112,7 @@ def _draft(config: RunConfig, place: Workplace, number: int, model: Ref, samples
 
 def _revise(config: RunConfig, place: Workplace, tokenizer: Ref, drafts: list[Ref], run: str) -> list[Ref]:
     asking = ReviseConfig.of(config.expert)
-    futures = [revise.submit(place, asking, config.expert, tokenizer, shard, parent=run) for shard in drafts]
+    share = max(1, config.expert.concurrency // len(drafts))  # the shards ask side by side
+    expert = config.expert.model_copy(update={"concurrency": share})
+    futures = [revise.submit(place, asking, expert, tokenizer, shard, parent=run) for shard in drafts]
     return gather(futures, "revision shards")

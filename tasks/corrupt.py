@@ -81,7 +81,7 @@ def mask(place: Workplace, config: MaskConfig, tokenizer: Ref, samples: Ref, *, 
 def corrupt(
     place: Workplace, config: RevisionConfig, tokenizer: Ref, samples: Ref, pairs: Ref | None, *, parent: str
 ) -> State:
-    """Samples and their pairs -> corrupted training examples (eq. 3 and 4), in the tokens of the checkpoint `tokenizer`."""
+    """Samples and their pairs -> corrupted training examples (eq. 3, 4), in the tokens of the checkpoint `tokenizer`."""
 
     def compute(output: Output) -> None:
         _write(

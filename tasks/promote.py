@@ -12,7 +12,7 @@ from tasks.workplace import Workplace
 
 
 def beats(place: Workplace, challenger: Ref, champion: Ref, setting: str, seed: int) -> bool:
-    """Is the challenger's mean above the champion's on the same samples, with the whole 95 % interval of the difference?
+    """Is the challenger better on the same samples, the whole 95 % interval of the difference being above zero?
 
     Both refs are evaluations of one split. The metric is `score`, or `overlap_f1` where there are no exact facts.
     """

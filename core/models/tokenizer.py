@@ -5,11 +5,12 @@ Nothing is added to what is encoded (no begin, no end), so that ids and characte
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from core.errors import ConfigError
+from core.errors import ConfigError, InputError
 
 MASK_TOKEN = "<mask>"  # noqa: S105 - the name of a token, not a password
 EOS_TOKEN = "<eos>"  # noqa: S105
@@ -68,3 +69,12 @@ def _with_control_tokens(backend: Tokenizer) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         padding_side="right",
     )
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a checkpoint folder. Raises InputError if there is none."""
+    try:
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} has no usable tokenizer: {error}") from error
+    return tokenizer
