@@ -4,6 +4,7 @@ A flow notes its process on its own run; a run whose process is gone is lost.
 """
 
 import socket
+from uuid import UUID
 
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
@@ -27,10 +28,13 @@ _UNFINISHED = FlowRunFilterState(
 
 def note_process() -> None:
     """Note this process on the current flow run: the first line of a flow."""
+    run_id = current.get_id()
+    if run_id is None:  # the flow's function was called as a plain function
+        return
     me = this_process()
+    labels: dict[str, bool | int | float | str] = {_HOST: socket.gethostname(), _PID: me.pid, _CREATED: me.created}
     with get_client(sync_client=True) as client:
-        labels = {_HOST: socket.gethostname(), _PID: me.pid, _CREATED: me.created}
-        client.update_flow_run_labels(current.get_id(), labels)
+        client.update_flow_run_labels(UUID(run_id), labels)
 
 
 def mark_lost_runs() -> list[str]:

@@ -32,7 +32,8 @@ def alive(process: Process) -> bool:
     """Whether this very process still runs: not one that got its id later, not a zombie."""
     with suppress(psutil.Error):
         found = psutil.Process(process.pid)
-        return abs(found.create_time() - process.created) < 1.0 and found.status() != psutil.STATUS_ZOMBIE
+        same = abs(float(found.create_time()) - process.created) < 1.0
+        return same and bool(found.status() != psutil.STATUS_ZOMBIE)
     return False
 
 

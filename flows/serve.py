@@ -21,7 +21,7 @@ _LOOKED_AT_TOGETHER = 8
 
 
 def cron_schedule(cron: str) -> Schedule:
-    """A schedule in this machine's time zone: cron_schedule("0 2 * * *") fires every night at two. Raises ConfigError."""
+    """A schedule in local time: cron_schedule("0 2 * * *") fires every night at two. Raises ConfigError."""
     try:
         return Cron(cron, timezone=get_localzone_name())
     except ValueError as error:

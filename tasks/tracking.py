@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -68,7 +69,7 @@ class Tracker(Tracking):
         found = self._client.get_experiment_by_name(name)
         if found is None:
             _create_once(lambda: self._client.create_experiment(name))
-            found = self._client.get_experiment_by_name(name)
+            return self._experiment(name)
         return str(found.experiment_id)
 
     @override
@@ -143,7 +144,7 @@ class Tracker(Tracking):
         ]
         for start in range(0, len(entries), _METRICS_A_CALL):
             batch = entries[start : start + _METRICS_A_CALL]
-            self._do("log_metrics", run_id, lambda batch=batch: self._client.log_batch(run_id, metrics=batch))
+            self._do("log_metrics", run_id, partial(self._client.log_batch, run_id, metrics=batch))
 
     @override
     def log_inputs(self, run_id: str, datasets: Sequence[DatasetInfo]) -> None:
@@ -152,7 +153,7 @@ class Tracker(Tracking):
         current: str | None = run_id
         while current:
             # log_inputs of a dataset that the run has already is ignored by the server
-            self._do("log_inputs", current, lambda run=current: self._client.log_inputs(run, _inputs(datasets)))
+            self._do("log_inputs", current, partial(self._client.log_inputs, current, _inputs(datasets)))
             current = self._parent(current)
 
     def _parent(self, run_id: str) -> str | None:
