@@ -86,3 +86,9 @@ def test_a_token_speaks_of_the_region_that_its_chars_do():
     )
     regions = token_regions(grounding, encoded.start_NL, encoded.end_NL)
     assert regions.tolist() == [[-1, 4, 0, -1, -1, -1], [-1] * 6, [-1] * 6]
+
+
+def test_a_span_that_begins_where_a_token_ends_is_not_that_token_s():
+    encoded = encode_responses(TOKENIZER, ["a red ring"], 4)
+    grounding = pl.Series([[{"start": 1, "end": 6, "region": 2}]], dtype=Samples.create_empty().schema["grounding"])
+    assert token_regions(grounding, encoded.start_NL, encoded.end_NL).tolist() == [[-1, 2, -1, -1]]
