@@ -92,12 +92,13 @@ class Block(nn.Module):
         e = d // self.heads
         # one copy to (3, B, H, T, E): the products below then run without any more
         qkv_3BHTE: Tensor = self.qkv(x_BTD).view(b, t, 3, self.heads, e).permute(2, 0, 3, 1, 4).contiguous()
-        unit_2BHTE: Tensor = UnitRms.apply(qkv_3BHTE[:2])  # type: ignore[no-untyped-call]  # torch's
+        qk_2BHTE, v_1BHTE = torch.split(qkv_3BHTE, [2, 1])
+        unit_2BHTE: Tensor = UnitRms.apply(qk_2BHTE)  # type: ignore[no-untyped-call]  # torch's
         pairs_2BHTP = torch.view_as_complex(unit_2BHTE.view(2, b, self.heads, t, e // 2, 2))
         q_BHTE, k_BHTE = torch.view_as_real(pairs_2BHTP * rotation_TP).flatten(-2).unbind(0)
         q_BHTE = q_BHTE * (self.query_scale * e**-0.5)[:, None, None]
         scores_BHTT = q_BHTE @ k_BHTE.transpose(-1, -2)
         if padding_BT is not None:
             scores_BHTT = scores_BHTT.masked_fill(padding_BT[:, None, None, :], torch.finfo(scores_BHTT.dtype).min)
-        mixed_BHTE: Tensor = scores_BHTT.softmax(-1) @ qkv_3BHTE[2]
+        mixed_BHTE: Tensor = scores_BHTT.softmax(-1) @ v_1BHTE[0]
         return mixed_BHTE.transpose(1, 2).reshape(b, t, d)
