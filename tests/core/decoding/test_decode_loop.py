@@ -7,6 +7,8 @@ from core.decoding.loop import Decoded, decode, strategies
 from core.decoding.settings import DecodeSettings
 from core.decoding.state import blank_canvas
 from core.decoding.trace import Recorder, replay
+from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
+from core.models.tokenizer import build_word_tokenizer
 from tests.core.decoding.literal import decode_one
 from tests.core.decoding.tiny import TinyDenoiser, random_prompts
 
@@ -169,3 +171,24 @@ def test_recorded_confidence_is_the_softmax_probability_of_the_new_token() -> No
         logits[:, [model.tokenizer.mask_token_id, model.tokenizer.pad_token_id]] = -torch.inf
         expected = logits.softmax(-1).max(-1).values
     np.testing.assert_allclose(recorder.frame()["confidence"].to_numpy(), expected.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["6 freeze", "4+3 refine"])
+def test_the_scene_model_decodes_the_same_alone_in_a_batch_and_literally(name: str) -> None:
+    tokenizer = build_word_tokenizer([f"w{index}" for index in range(40)])
+    config = SceneDenoiserConfig(hidden_size=32, num_hidden_layers=2, region_layer=1, patch_hidden_size=16)
+    model = SceneDenoiser.create(config, tokenizer, seed=0)
+    with torch.no_grad():  # sharper than at birth, so that rows and steps differ
+        model.token_embedding.weight.normal_(generator=torch.Generator().manual_seed(0))
+        model.lm_head.weight.mul_(8)
+    prompts = random_prompts([3, 6, 3, 9, 1])
+    images = [np.random.default_rng(row).integers(0, 256, (48, 48, 3), dtype=np.uint8) for row in range(len(prompts))]
+    with torch.no_grad():
+        features = model.image_features(model.pixels(images))
+    together = run(model, prompts, name, features=features).token_ids_BR
+    assert len({tuple(row) for row in together.tolist()}) == len(prompts)
+    for row, prompt in enumerate(prompts):
+        one = features[row : row + 1]
+        assert torch.equal(run(model, [prompt], name, features=one).token_ids_BR[0], together[row])
+        literal = decode_one(model, prompt, LENGTH, DecodeSettings.parse(name), one)
+        assert literal.states[-1] == together[row].tolist()
