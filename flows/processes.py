@@ -1,6 +1,7 @@
 """Server processes: start one in its own process group, recognise it later, stop the whole group.
 
-A process is known by its id and its time of creation together, so that a reused id is never mistaken for it.
+A process is known by its id and its time of creation together, so that a reused id is never mistaken for it. The time
+counts from the machine's boot: the time of day of a creation moves whenever the clock is set or merely rounded.
 """
 
 import os
@@ -17,23 +18,28 @@ import psutil
 
 @dataclass(frozen=True)
 class Process:
-    """A process id and when that process was created (seconds since the epoch)."""
+    """A process id and when that process was created (seconds since the machine's boot)."""
 
     pid: int
     created: float
 
+    @classmethod
+    def of(cls, pid: int) -> "Process":
+        """The process that has this id now. Raises psutil.Error."""
+        return cls(pid, round(psutil.Process(pid).create_time() - psutil.boot_time(), 2))
+
 
 def this_process() -> Process:
     """The calling process."""
-    return Process(os.getpid(), psutil.Process().create_time())
+    return Process.of(os.getpid())
 
 
 def alive(process: Process) -> bool:
     """Whether this very process still runs: not one that got its id later, not a zombie."""
     with suppress(psutil.Error):
-        found = psutil.Process(process.pid)
-        same = abs(float(found.create_time()) - process.created) < 1.0
-        return same and bool(found.status() != psutil.STATUS_ZOMBIE)
+        # the two times that `of` subtracts are read one after the other, and each is rounded to seconds
+        same = abs(Process.of(process.pid).created - process.created) < 2.5
+        return same and bool(psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE)
     return False
 
 
@@ -56,7 +62,7 @@ def start(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Pat
             list(command), env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             start_new_session=True,
         )  # fmt: skip
-    return Process(child.pid, psutil.Process(child.pid).create_time())
+    return Process.of(child.pid)
 
 
 def stop(processes: Sequence[Process], *, grace: float = 10.0) -> None:

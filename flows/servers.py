@@ -156,9 +156,10 @@ def _joined(home: Path, wanted: tuple[_Kind, ...]) -> Iterator[dict[str, int]]:
         yield {name: server.port for name, server in running.items()}
     finally:
         with registry.locked():
-            running, users = registry.read()
-            if me in users:
-                users.remove(me)  # one entry: a process may be in this context several times
+            known, users = registry.read()
+            running |= known  # what was joined is stopped also if the folder was deleted meanwhile
+            mine = [user for user in users if user.pid == me.pid]
+            users = [user for user in users if user.pid != me.pid] + mine[1:]  # this process may be here several times
             if not users:
                 stop([server.process for server in running.values()])
                 running = {}
@@ -216,12 +217,12 @@ class _Registry:
     """servers.json: what runs and who uses it. Read and write it under the lock alone."""
 
     def __init__(self, home: Path) -> None:
-        home.mkdir(parents=True, exist_ok=True)
         self._path = home / "servers.json"
         self._lock = FileLock(home / "servers.lock", timeout=2 * START_SECONDS)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self._lock:
                 yield

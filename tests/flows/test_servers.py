@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -191,11 +192,24 @@ def test_entry_with_a_reused_process_id_is_neither_joined_nor_killed(light, tmp_
         (tmp_path / "servers.json").write_text(json.dumps(content))
         with servers(tmp_path):
             assert sleeper not in processes(tmp_path)
-            assert registry(tmp_path)["users"] == [{"pid": os.getpid(), "created": this_process().created}]
+            assert [user["pid"] for user in registry(tmp_path)["users"]] == [os.getpid()]
         assert alive(sleeper)
         assert registry(tmp_path)["servers"] == {}
     finally:
         stop([sleeper], grace=1)
+
+
+def test_clock_that_is_set_changes_neither_users_nor_servers(light, tmp_path, monkeypatch):
+    with servers(tmp_path) as first:
+        begun = processes(tmp_path)
+        real = psutil.boot_time()
+        for step in (1, -1, 86400):  # one second is what rounding alone does
+            monkeypatch.setattr(psutil._psplatform, "boot_time", lambda step=step: real + step)
+            assert alive(this_process())
+            with servers(tmp_path) as second:
+                assert second == first
+                assert processes(tmp_path) == begun
+    assert not any(alive(process) for process in begun)
 
 
 def test_server_that_died_is_started_again_on_its_port(light, tmp_path):
@@ -211,6 +225,14 @@ def test_broken_registry_file_is_replaced(light, tmp_path):
     (tmp_path / "servers.json").write_text('{"servers": {"pre')
     with servers(tmp_path):
         assert set(registry(tmp_path)["servers"]) == {"prefect", "mlflow"}
+
+
+def test_deleted_home_leaves_no_server_behind(light, tmp_path):
+    home = tmp_path / "home"
+    with servers(home):
+        begun = processes(home)
+        shutil.rmtree(home)
+    assert not any(alive(process) for process in begun)
 
 
 def test_failed_start_shows_the_log_and_stops_the_other_server(light, tmp_path):
