@@ -100,6 +100,10 @@ class _Run:
         self._on_progress = on_progress
         self._progress = Progress(total=0)
         self._outcomes: dict[str, Reply] = {}
+        self._waiting: deque[ExpertRequest] = deque()
+        self._claimed: deque[ExpertRequest] = deque()
+        self._claiming, self._writing = asyncio.Lock(), asyncio.Lock()
+        self._unwritten: list[Reply] = []
         self._broken: Exception | None = None
         self._faults_in_a_row = 0
         self._reached = False
@@ -107,36 +111,44 @@ class _Run:
     async def all(self, requests: Sequence[ExpertRequest], ledger: Ledger) -> list[Reply]:
         unique = {request.key: request for request in requests}
         known = await self._in_thread(partial(ledger.find, list(unique)))
-        answered = {key: reply for key, reply in known.items() if reply.status == "answered"}
-        self._outcomes |= answered
-        self._report(total=len(unique), done=len(answered), cached=len(answered))
-        waiting = deque(request for key, request in unique.items() if key not in answered)
+        self._outcomes |= {key: reply for key, reply in known.items() if reply.status == "answered"}
+        self._report(total=len(unique), done=len(self._outcomes), cached=len(self._outcomes))
+        self._waiting.extend(request for key, request in unique.items() if key not in self._outcomes)
         heart = asyncio.create_task(self._keep_claims())
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._settings.concurrency, len(waiting))):
-                    group.create_task(self._work(waiting))
+                for _ in range(min(self._settings.concurrency, len(self._waiting))):
+                    group.create_task(self._work())
         finally:
             heart.cancel()
+            await asyncio.shield(self._flush())  # interrupted: what was paid for is still written
         if self._broken is not None:
             raise self._broken
         return [self._outcomes[request.key] for request in requests]
 
-    async def _work(self, waiting: deque[ExpertRequest]) -> None:
-        """Take requests until none is left or the run is given up; one in flight is always brought to its end."""
-        while waiting and self._broken is None:
-            request = waiting.popleft()
-            try:
-                claim = await self._in_thread(partial(self._session.claim, request.key))
-                if claim is False:  # another worker is at it: do something else first
-                    waiting.append(request)
+    async def _work(self) -> None:
+        """Send requests until none is left or the run is given up; one in flight is always brought to its end."""
+        try:
+            while (request := await self._next()) is not None:
+                await self._send(request)
+        except Exception as error:
+            self._broken = error  # raised when the requests in flight have ended: they may be paid for
+
+    async def _next(self) -> ExpertRequest | None:
+        """A request that is ours to send; None when there is none left. Claims are taken many at a time."""
+        async with self._claiming:
+            while self._broken is None and not self._claimed and self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(self._settings.concurrency, len(self._waiting)))]
+                claims = await self._in_thread(partial(self._session.claim, [request.key for request in batch]))
+                for request in batch:
+                    claim = claims[request.key]
+                    if isinstance(claim, Reply):
+                        self._settle(claim, cached=True)
+                    else:
+                        (self._claimed if claim else self._waiting).append(request)
+                if self._waiting and not self._claimed:  # other workers are at all of them
                     await asyncio.sleep(_POLL_S)
-                elif isinstance(claim, Reply):
-                    self._settle(claim, cached=True)
-                else:
-                    await self._send(request)
-            except Exception as error:
-                self._broken = error  # raised when the requests in flight have ended: they may be paid for
+            return self._claimed.popleft() if self._claimed and self._broken is None else None
 
     async def _send(self, request: ExpertRequest) -> None:
         try:
@@ -156,8 +168,21 @@ class _Run:
         else:
             reply = self._judge(request, completion)
             self._reached, self._faults_in_a_row = True, 0
-        await self._in_thread(partial(self._session.record, reply))
+        await self._record(reply)
         self._settle(reply, cached=False)
+
+    async def _record(self, reply: Reply) -> None:
+        """Return when the reply is in the ledger. What arrives while one transaction runs shares the next."""
+        self._unwritten.append(reply)
+        async with self._writing:
+            if reply in self._unwritten:
+                await self._flush()
+
+    async def _flush(self) -> None:
+        batch = list(self._unwritten)
+        if batch:
+            await self._in_thread(partial(self._session.record, batch))
+            self._unwritten = self._unwritten[len(batch) :]
 
     async def _image(self, request: ExpertRequest) -> bytes | None:
         if request.image_sha is None:

@@ -6,19 +6,21 @@ recorded too; a later run asks again. SQLite and PostgreSQL.
 
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from sqlalchemy import Engine, Float, Integer, String, Text, delete, select, update
+from sqlalchemy import Connection, Engine, Float, Integer, String, Text, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from core.claims import Base, Claim, Claims
+from core.claims import Base, Claim
+from core.errors import StoreError
 
 _PREFIX = "expert:"
-_CHUNK = 400
+_CHUNK = 400  # keys a statement: databases bound the number of variables
 
 
 class LedgerRow(Base):
@@ -75,67 +77,109 @@ class Ledger:
 
     def session(self) -> "LedgerSession":
         """An owner of claims: two sessions exclude each other, also within one process."""
-        return LedgerSession(self, Claims(self._engine, owner=uuid.uuid4().hex, ttl_s=self._ttl_s), self._engine)
+        return LedgerSession(self, self._engine, ttl_s=self._ttl_s)
 
     def find(self, keys: Sequence[str]) -> dict[str, Reply]:
         """The last outcome of each of `keys` that has one."""
         found: dict[str, Reply] = {}
         with self._engine.connect() as connection:
-            for start in range(0, len(keys), _CHUNK):
-                rows = connection.execute(
-                    select(LedgerRow.__table__).where(LedgerRow.key.in_(keys[start : start + _CHUNK]))
-                )
+            for chunk in _chunks(keys):
+                rows = connection.execute(select(LedgerRow.__table__).where(LedgerRow.key.in_(chunk)))
                 found |= {row["key"]: Reply(**row) for row in rows.mappings()}
         return found
 
 
 class LedgerSession:
-    """One worker's view: what it may send, and where it writes what it got."""
+    """One worker's view: what it may send, and where it writes what it got. Many keys a transaction, for speed."""
 
-    def __init__(self, ledger: Ledger, claims: Claims, engine: Engine) -> None:
+    def __init__(self, ledger: Ledger, engine: Engine, *, ttl_s: float) -> None:
         self._ledger = ledger
-        self._claims = claims
         self._engine = engine
+        self._ttl_s = ttl_s
+        self._owner = uuid.uuid4().hex
+        self._insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[engine.dialect.name]
         self.started = time.time()
-        self.beat_s = claims.ttl_s / 4
+        self.beat_s = ttl_s / 4
 
-    def claim(self, key: str) -> Reply | bool:
-        """What to do about `key`: a Reply to use, True (ours to send), or False (somebody else is sending it).
+    def claim(self, keys: Sequence[str]) -> dict[str, Reply | bool]:
+        """What to do about each key: a Reply to use, True (ours to send), or False (somebody else is sending it).
 
         A failure counts as a reply if it was recorded since this session began: nobody pays twice for it in one run.
         """
-        ours = self._claims.take(_PREFIX + key)
-        reply = self._ledger.find([key]).get(key)  # after the claim: whoever held it before has written by now
-        if reply is None or (reply.status == "failed" and reply.created < self.started):
-            return ours
-        if ours:
-            self._claims.release(_PREFIX + key)
-        return reply
+        held = {key.removeprefix(_PREFIX) for key in self._take([_PREFIX + key for key in keys])}
+        replies = self._ledger.find(keys)  # after the claim: whoever held it before has written by now
+        final = {key for key, reply in replies.items() if reply.status == "answered" or reply.created >= self.started}
+        self._give_back(held & final)
+        return {key: replies[key] if key in final else key in held for key in keys}
 
-    def record(self, reply: Reply) -> None:
-        """Write the outcome and give the claim back, in one transaction. A failure never replaces an answer."""
-        insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[self._engine.dialect.name]
-        values = asdict(reply)
-        statement = insert(LedgerRow).values(**values)
-        answered = LedgerRow.status == "answered"
-        statement = statement.on_conflict_do_update(index_elements=["key"], set_=values, where=~answered)
-        mine = (Claim.key == _PREFIX + reply.key) & (Claim.owner == self._claims.owner)
-        with self._engine.begin() as connection:
-            connection.execute(statement)
-            connection.execute(delete(Claim).where(mine))
+    def record(self, replies: Sequence[Reply]) -> None:
+        """Write outcomes and give their claims back, in one transaction. A failure never replaces an answer."""
+        statement = self._insert(LedgerRow)
+        names = [item.name for item in fields(Reply)]
+        statement = statement.on_conflict_do_update(
+            index_elements=["key"],
+            set_={name: statement.excluded[name] for name in names},
+            where=LedgerRow.status != "answered",
+        )
+        with _transaction(self._engine) as connection:
+            connection.execute(statement, [asdict(reply) for reply in sorted(replies, key=lambda reply: reply.key)])
+            self._delete(connection, {reply.key for reply in replies})
 
     def release(self, key: str) -> None:
         """Give a claim back without an outcome."""
-        self._claims.release(_PREFIX + key)
+        self._give_back({key})
 
     def beat(self) -> None:
         """Prolong every claim of this session."""
         now = time.time()
-        statement = update(Claim).where(Claim.owner == self._claims.owner)
-        with self._engine.begin() as connection:
-            connection.execute(statement.values(heartbeat=now, expires=now + self._claims.ttl_s))
+        with _transaction(self._engine) as connection:
+            mine = update(Claim).where(Claim.owner == self._owner)
+            connection.execute(mine.values(heartbeat=now, expires=now + self._ttl_s))
 
     def close(self) -> None:
         """Give back whatever is still claimed, after an interruption."""
-        with self._engine.begin() as connection:
-            connection.execute(delete(Claim).where(Claim.owner == self._claims.owner))
+        with _transaction(self._engine) as connection:
+            connection.execute(delete(Claim).where(Claim.owner == self._owner))
+
+    def _take(self, names: Sequence[str]) -> list[str]:
+        """Claim those of `names` that are free or whose holder has expired; returns what is ours."""
+        now = time.time()
+        statement = self._insert(Claim)
+        columns = ("owner", "heartbeat", "expires")
+        statement = statement.on_conflict_do_update(
+            index_elements=["key"],
+            set_={column: statement.excluded[column] for column in columns},
+            where=Claim.expires < now,
+        )
+        row = {"owner": self._owner, "heartbeat": now, "expires": now + self._ttl_s}
+        taken: list[str] = []
+        with _transaction(self._engine) as connection:
+            # sorted: two sessions that want the same keys must not wait for each other crosswise
+            connection.execute(statement, [{"key": name, **row} for name in sorted(names)])
+            for chunk in _chunks(names):
+                ours = select(Claim.key).where(Claim.key.in_(chunk), Claim.owner == self._owner)
+                taken += connection.scalars(ours)
+        return taken
+
+    def _give_back(self, keys: set[str]) -> None:
+        if keys:
+            with _transaction(self._engine) as connection:
+                self._delete(connection, keys)
+
+    def _delete(self, connection: Connection, keys: set[str]) -> None:
+        for chunk in _chunks([_PREFIX + key for key in sorted(keys)]):
+            connection.execute(delete(Claim).where(Claim.key.in_(chunk), Claim.owner == self._owner))
+
+
+@contextmanager
+def _transaction(engine: Engine) -> Iterator[Connection]:
+    """A transaction whose failure (disk full, database gone) is a StoreError that says so."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except OperationalError as error:
+        raise StoreError(f"the ledger of expert replies cannot be written: {error.orig}") from error
+
+
+def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK))

@@ -218,7 +218,7 @@ def drafts_with_segments(draw, alphabet: list[str], *, most: int):
     return " ".join(words), segments
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(drafts_with_segments(WORDS, most=22), st.integers(1, 12))
 def test_word_level_targets_say_the_draft_with_exactly_the_accepted_replacements(case, window):
     text, segments = case
@@ -235,7 +235,7 @@ def test_word_level_targets_say_the_draft_with_exactly_the_accepted_replacements
 PIECES = ["a", "small", "red", "ring", "rings,", "blue.", "café", "☕", "x", "naïve", "left of", "\n", "Zebra"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(drafts_with_segments(PIECES, most=10), st.randoms(use_true_random=False), st.integers(2, 40))
 def test_byte_level_targets_say_the_draft_with_exactly_the_accepted_replacements(case, random, window):
     text, segments = case
@@ -268,7 +268,7 @@ def stands(runs: list[Run], old: list[int], room: int, window: int) -> bool:
     return shift <= room and displaced(old[a:], splice(old, runs[start:], a)) <= window
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.integers(1, 2), st.integers(0, 4)), max_size=6),
     st.integers(-1, 3),

@@ -154,7 +154,7 @@ def test_whatever_the_expert_replies_becomes_tokens_or_reasons(start_expert, led
     drafts = drafts_of(tokenizer, ("a blue ring", "a red ring", SHA))
     request = request_for(drafts.row(0, named=True), ExpertSettings(base_url=expert.url))
     ledger.session().record(
-        Reply(key=request.key, status="answered", model="reference", prompt_version=request.prompt_version, raw=raw)
+        [Reply(key=request.key, status="answered", model="reference", prompt_version=request.prompt_version, raw=raw)]
     )
     (row,) = revised(drafts, expert.url, ledger, tokenizer).rows(named=True)
     assert (row["verdict"], row["refined_text"]) == (verdict, text)
