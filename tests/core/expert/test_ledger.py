@@ -82,7 +82,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
 
-    with pytest.raises(StoreError, match="ledger.*full"):
+    with pytest.raises(StoreError, match=r"ledger.*full"):
         session.record([reply(raw="x" * 100_000)])
 
 
