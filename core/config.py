@@ -75,6 +75,13 @@ class DraftSettings(Settings):
         return self
 
 
+class BaselineSettings(TrainSettings):
+    """The mask-predict baseline: base, trained on for as long as stage 1 and all rounds together."""
+
+    steps: int = Field(default=0, ge=0)
+    """Updates, if more than those."""
+
+
 class RoundSettings(Settings):
     """Online self-correction."""
 
@@ -163,8 +170,7 @@ class RunConfig(Settings):
     expert: ExpertSettings = ExpertSettings()
     refine: RefineSettings = RefineSettings()
     stage2: TrainSettings = TrainSettings()
-    control: TrainSettings = TrainSettings(steps=0)
-    """The mask-predict baseline. It takes at least as many steps as stage 1 and all rounds together."""
+    control: BaselineSettings = BaselineSettings()
     rounds: RoundSettings = RoundSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     compute: ComputeSettings = ComputeSettings()

@@ -81,6 +81,8 @@ class Output:
         """A local folder that survives a crash, for resumable work (training checkpoints); removed at the end."""
         self.parts: list[Part] = []
         self.manifest: Manifest | None = None
+        self.progress: Callable[[int, Mapping[str, float]], None] = lambda _step, _metrics: None
+        """Call it with a step and its metrics to show long work to whoever watches."""
         self._rejects: list[dict[str, str]] = []
         self._ok = 0
         self._started = time.monotonic()
@@ -180,7 +182,13 @@ def find_output(store: Store, stage: Stage) -> StageResult | None:
 
 
 def run_stage(
-    store: Store, claims: Claims, stage: Stage, compute: Callable[[Output], None], *, work_root: Path
+    store: Store,
+    claims: Claims,
+    stage: Stage,
+    compute: Callable[[Output], None],
+    *,
+    work_root: Path,
+    on_progress: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> StageResult:
     """Return the stage's output, computing it if it is not there. Two runs of the same work wait for each other."""
     found = find_output(store, stage)
@@ -194,6 +202,8 @@ def run_stage(
         work.mkdir(parents=True, exist_ok=True)
         store.delete(stage.folder)  # parts of a run that died before its manifest
         output = Output(store, stage, work)
+        if on_progress is not None:
+            output.progress = on_progress
         compute(output)
         if output.manifest is None:
             raise AccountingError(f"stage {stage.name} ended without commit()")

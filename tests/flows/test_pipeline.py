@@ -1,0 +1,179 @@
+"""The whole loop on real parts: Prefect and MLflow servers, the reference expert over HTTP, a store on disk."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from mlflow import MlflowClient
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from core.config import RunConfig, config_path, parse_config, read_toml
+from core.expert.server import make_server
+from core.manifest import MANIFEST, Manifest, Ref, read_manifest, read_table
+from core.store import LocalStore, image_path
+from core.worlds.scenes import synthesize
+from data_contracts import Samples
+from flows.foundation import samples_of
+from flows.pipeline import champion_of, redraft_run, redraft_scheduled
+from flows.reporting import read_summary
+from flows.servers import Servers
+from tasks.workplace import Workplace
+
+
+@pytest.fixture(scope="module")
+def expert_url() -> Iterator[str]:
+    server = make_server()
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        thread.join(0.05)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}/v1"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    path = config_path("smoke")
+    return parse_config(read_toml(path), str(path))
+
+
+@pytest.fixture(scope="module")
+def place(running_servers: Servers, expert_url: str, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    home = tmp_path_factory.mktemp("home")
+    return Workplace(
+        home=home,
+        store_uri=(home / "store").as_uri(),
+        database_url=f"sqlite:///{home}/state.db",
+        mlflow_uri=running_servers.mlflow_uri,
+        expert_url=expert_url,
+    )
+
+
+def start(config: RunConfig, place: Workplace, run: str) -> State:
+    values = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json")}
+    return redraft_run(**values, run=run, return_state=True)
+
+
+def manifests(place: Workplace) -> dict[str, Manifest]:
+    store = LocalStore(place.home / "store")
+    folders = [path.removesuffix(f"/{MANIFEST}") for path in store.list(".") if path.endswith(MANIFEST)]
+    return {folder: read_manifest(store, folder) for folder in folders if not folder.startswith("damaged")}
+
+
+def requests_served(place: Workplace) -> int:
+    stats = httpx.get(place.expert_url.removesuffix("/v1") + "/stats").json()
+    return int(stats["requests"])
+
+
+@pytest.fixture(scope="module")
+def finished(config: RunConfig, place: Workplace) -> State:
+    state = start(config, place, "smoke-first")
+    assert state.is_completed(), state.message
+    return state
+
+
+def test_the_loop_runs_end_to_end_and_accounts_for_every_row(finished, place):
+    summary = read_summary(Path(finished.result()))
+    stages = {stage.stage for stage in summary.stages}
+    assert stages == {
+        "synth", "create_model", "mask", "pair", "corrupt", "finetune", "draft", "revise", "assemble", "evaluate",
+    }  # fmt: skip
+    assert all(manifest.counts.balanced for manifest in manifests(place).values())
+    assert {arm.arm for arm in summary.results} == {"base", "stage 1", "round 1", "round 2", "mask-predict"}
+    assert (place.home / "reports" / "smoke-first" / "report.html").stat().st_size > 10_000
+    trained = {arm.arm: arm.train_steps for arm in summary.results}
+    assert trained["mask-predict"] == trained["round 2"] == 50
+
+
+def test_a_finished_run_does_no_work_again(finished, config, place):
+    before, asked = manifests(place), requests_served(place)
+    again = start(config, place, "smoke-again")
+    assert again.is_completed()
+    assert manifests(place) == before
+    assert requests_served(place) == asked
+
+
+def test_mlflow_shows_the_tree_of_runs_with_inputs_and_models(finished, place, running_servers):
+    client = MlflowClient(running_servers.mlflow_uri)
+    experiment = client.get_experiment_by_name("redraft").experiment_id
+    pipeline = client.search_runs([experiment], "tags.`redraft.run` = 'smoke-first'")[0]
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{pipeline.info.run_id}'")
+    assert {"foundation", "round 1", "round 2"} <= {run.info.run_name for run in children}
+    one = next(run for run in children if run.info.run_name == "round 1")
+    stages = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{one.info.run_id}'")
+    names = {run.info.run_name for run in stages}
+    assert {"draft", "revise", "assemble", "finetune"} <= names
+    revise = next(run for run in stages if run.info.run_name == "revise")
+    assert revise.inputs.dataset_inputs
+    assert revise.data.metrics["rows_in"] == 24
+    assert client.get_model_version_by_alias("smoke", "champion")
+
+
+def test_a_mended_shard_and_what_depends_on_it_is_all_that_a_rerun_computes(config, place, tmp_path, running_servers):
+    home = tmp_path / "home"
+    fresh = place.model_copy(
+        update={"home": home, "store_uri": (home / "store").as_uri(), "database_url": f"sqlite:///{home}/state.db"}
+    )
+    home.mkdir()
+    settings = config.model_copy(update={"name": "mended", "rounds": config.rounds.model_copy(update={"n": 1})})
+    poison = poison_second_shard(settings, fresh)
+    state = start(settings, fresh, "smoke-poisoned")
+    assert state.is_failed()
+    assert "1 of 2 draft shards failed" in state.message
+    before = manifests(fresh)
+    assert [folder for folder in before if "/draft-" in folder], "the healthy sibling finished and was kept"
+
+    poison.rename(poison.with_name(poison.name.removesuffix(".away")))
+    assert start(settings, fresh, "smoke-mended").is_completed()
+    after = manifests(fresh)
+    computed = sorted(after[folder].producer.stage for folder in set(after) - set(before))
+    assert {folder: after[folder] for folder in before} == before
+    assert computed.count("draft") == 1
+    assert computed.count("revise") == 2
+    assert set(computed) == {"draft", "revise", "assemble", "finetune", "evaluate"}
+
+
+def poison_second_shard(config: RunConfig, place: Workplace) -> Path:
+    """Lose the image of a sample of the second draft shard of round 1, as a broken disk would."""
+    frame, _ = synthesize(split="train", start=config.data.train, count=24, captions=1, seed=config.seed)
+    lost = frame["image_sha"][config.draft.shard_size]
+
+    @flow(name="only-samples")
+    def only_samples() -> None:
+        samples_of(config, place, "train", config.data.train, config.rounds.samples, 1, None, "")
+
+    only_samples()
+    image = place.home / "store" / image_path(lost)
+    return image.rename(image.with_name(image.name + ".away"))
+
+
+def test_scheduled_runs_take_the_next_unused_samples_until_nothing_is_new(finished, config, place):
+    values = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json"), "name": "smoke"}
+    before = manifests(place)
+    champion = champion_of(config, place)
+    first = redraft_scheduled(**values, return_state=True)
+    assert first.is_completed(), first.message
+    added = [manifest for folder, manifest in manifests(place).items() if folder not in before]
+    new_samples = [manifest for manifest in added if manifest.producer.stage == "synth"]
+    assert [manifest.producer.config["start"] for manifest in new_samples] == [112]
+    trained = [manifest for manifest in added if manifest.producer.stage == "finetune"]
+    assert [manifest.parents["model"][0] for manifest in trained] == [champion]
+    second = redraft_scheduled(**values, return_state=True)
+    assert second.is_completed()
+    assert second.name == "NothingNew"
+
+
+def test_samples_of_train_dev_and_test_never_overlap(finished, place):
+    store = LocalStore(place.home / "store")
+    seen: dict[str, set[str]] = {}
+    for folder, manifest in manifests(place).items():
+        if manifest.producer.stage == "synth":
+            frame = read_table(store, Ref(uri=folder, digest=manifest.digest, kind="dataset"), Samples)
+            seen.setdefault(manifest.producer.config["split"], set()).update(frame["image_sha"])
+    assert seen["train"].isdisjoint(seen["dev"] | seen["test"])
+    assert seen["dev"].isdisjoint(seen["test"])
