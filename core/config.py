@@ -62,11 +62,11 @@ class DraftSettings(Settings):
     """How the model drafts what the expert revises."""
 
     settings: tuple[str, ...] = ("2 refine", "4 refine", "8 refine")
-    """Decoder settings; each sample is drafted at one of them, in turn."""
+    """Decoder settings; every sample is drafted at each of them."""
     batch_size: int = Field(default=64, ge=1)
     """Rows decoded together."""
     shard_size: int = Field(default=512, ge=1)
-    """Rows a shard: the unit that is resumed and re-run."""
+    """Samples a shard: the unit that is resumed and re-run."""
 
     @model_validator(mode="after")
     def _settings_parse(self) -> Self:

@@ -12,7 +12,7 @@ from core.corruption.rows import reject_frame
 from core.decoding.samples import DecodedBatch, LoadImage, decode_samples
 from core.decoding.settings import DecodeSettings
 from core.decoding.state import mask_token
-from core.errors import ConfigError, RowError
+from core.errors import RowError
 from core.models.denoiser import Denoiser
 from core.models.text import decode_response
 from data_contracts import Drafts, Traces
@@ -26,83 +26,6 @@ ANSWER_COLUMNS = {
     "nfe": pl.Int32,
     "text": pl.String,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class DraftShard:
-    """One piece of a drafting stage: every `stride`-th sample from `offset` on, `length` of them, at `settings`."""
-
-    index: int
-    offset: int
-    stride: int
-    length: int
-    settings: tuple[DecodeSettings, ...]
-
-    def take(self, samples: pl.DataFrame) -> pl.DataFrame:
-        """The shard's rows of the stage's samples."""
-        return samples.slice(self.offset).gather_every(self.stride).head(self.length)
-
-    @property
-    def rows(self) -> int:
-        """Drafts that the shard gives if nothing is rejected."""
-        return self.length * len(self.settings)
-
-
-def split_into_shards(
-    samples: pl.DataFrame, settings: Sequence[DecodeSettings], shard_size: int
-) -> tuple[DraftShard, ...]:
-    """Every sample at every setting: shards of neighbouring samples, of at most `shard_size` rows (or one sample).
-
-    So an image is encoded once for all settings, and full shards take equally long.
-
-    Raises:
-        ConfigError: no settings, two of one name, or a shard size below 1.
-    """
-    _check_shards(settings, shard_size)
-    length = max(1, shard_size // len(settings))
-    return tuple(
-        DraftShard(
-            index=index,
-            offset=offset,
-            stride=1,
-            length=min(length, samples.height - offset),
-            settings=tuple(settings),
-        )
-        for index, offset in enumerate(range(0, samples.height, length))
-    )
-
-
-def deal_into_shards(
-    samples: pl.DataFrame, settings: Sequence[DecodeSettings], shard_size: int
-) -> tuple[DraftShard, ...]:
-    """Every sample at one setting, in turn: sample i at settings[i % n]; shards of at most `shard_size` rows.
-
-    Raises:
-        ConfigError: no settings, two of one name, or a shard size below 1.
-    """
-    _check_shards(settings, shard_size)
-    stride = len(settings)
-    pieces = [
-        (offset, setting)
-        for turn, setting in enumerate(settings)
-        for offset in range(turn, samples.height, stride * shard_size)
-    ]
-    return tuple(
-        DraftShard(
-            index=index,
-            offset=offset,
-            stride=stride,
-            length=min(shard_size, len(range(offset, samples.height, stride))),
-            settings=(setting,),
-        )
-        for index, (offset, setting) in enumerate(pieces)
-    )
-
-
-def _check_shards(settings: Sequence[DecodeSettings], shard_size: int) -> None:
-    names = [setting.name for setting in settings]
-    if not names or len(set(names)) < len(names) or shard_size < 1:
-        raise ConfigError(f"drafting needs distinct settings and shards of 1 row or more: {names}, {shard_size}")
 
 
 @dataclass(frozen=True, kw_only=True)

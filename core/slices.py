@@ -1,6 +1,6 @@
 """Which samples have been used: every scheduled run takes the next unused slice, and keeps it when it is resumed."""
 
-from sqlalchemy import Engine, Integer, String, func, select
+from sqlalchemy import Engine, Integer, String, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -34,7 +34,7 @@ def take_slice(engine: Engine, *, source: str, run: str, first: int, count: int,
         end = min(start + count, limit)
         try:
             with engine.begin() as connection:
-                connection.execute(Slice.__table__.insert().values(source=source, start=start, end=end, run=run))
+                connection.execute(insert(Slice).values(source=source, start=start, end=end, run=run))
         except IntegrityError:
             continue  # another run took this slice in the meantime
         return start, end

@@ -34,6 +34,7 @@ from core.settings import Settings
 from core.store import Store, read_verified
 from data_contracts import Contract, Rejects, split_rows
 
+OnProgress = Callable[[int, int, Mapping[str, float]], None]
 _FOLDERS: dict[Kind, str] = {"dataset": "datasets", "checkpoint": "checkpoints", "report": "reports"}
 
 
@@ -81,8 +82,8 @@ class Output:
         """A local folder that survives a crash, for resumable work (training checkpoints); removed at the end."""
         self.parts: list[Part] = []
         self.manifest: Manifest | None = None
-        self.progress: Callable[[int, Mapping[str, float]], None] = lambda _step, _metrics: None
-        """Call it with a step and its metrics to show long work to whoever watches."""
+        self.progress: OnProgress = lambda _done, _total, _metrics: None
+        """Call it with the steps done, their total and metrics, to show long work to whoever watches."""
         self._rejects: list[dict[str, str]] = []
         self._ok = 0
         self._started = time.monotonic()
@@ -188,7 +189,7 @@ def run_stage(
     compute: Callable[[Output], None],
     *,
     work_root: Path,
-    on_progress: Callable[[int, Mapping[str, float]], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> StageResult:
     """Return the stage's output, computing it if it is not there. Two runs of the same work wait for each other."""
     found = find_output(store, stage)

@@ -1,10 +1,9 @@
-"""What every contract shares: a name, a version, an Arrow schema and the split of good rows from bad ones."""
+"""What every contract shares: a name, a version, and the split of good rows from bad ones."""
 
 from typing import BinaryIO, ClassVar, NamedTuple
 
 import dataframely as dy
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 
@@ -14,13 +13,6 @@ class Contract(dy.Schema):
     table: ClassVar[str] = ""
     version: ClassVar[int] = 1
     id_column: ClassVar[str] = "sample_id"
-
-    @classmethod
-    def arrow_schema(cls) -> pa.Schema:
-        """The Arrow schema of the table, with the contract's name and version in its metadata."""
-        return pa.schema(cls.create_empty().to_arrow().schema).with_metadata(
-            {"redraft.contract": cls.table, "redraft.version": str(cls.version)}
-        )
 
 
 class RowFailure(NamedTuple):

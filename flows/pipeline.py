@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
@@ -18,6 +19,7 @@ from core.slices import take_slice
 from flows.evaluation import evaluation
 from flows.foundation import Foundation, foundation
 from flows.gathering import only
+from flows.lost_runs import note_process
 from flows.reporting import publish
 from flows.self_correction import Round, evaluate_dev, self_correction
 from tasks.corrupt import MaskConfig, mask
@@ -48,6 +50,7 @@ class RunResult(Settings):
 @flow(name="redraft", flow_run_name="{run}")
 def redraft_run(config: dict[str, Any], place: dict[str, Any], run: str, command: str = "") -> str:
     """One run of the loop from nothing: returns the path of its summary."""
+    note_process()
     began, started = time.monotonic(), datetime.now(UTC)
     settings, here = parse_config(config, f"run {run}"), Workplace.model_validate(place)
     parent = open_pipeline(here, run, {"redraft.run": run, "redraft.config": settings.name}, config)
@@ -74,8 +77,7 @@ def redraft_run(config: dict[str, Any], place: dict[str, Any], run: str, command
 @flow(name="redraft-scheduled", flow_run_name="{name}-{started}")
 def redraft_scheduled(config: dict[str, Any], place: dict[str, Any], name: str, started: str = "now") -> State:
     """One firing of a schedule: rounds from the champion on the next unused samples; says so if there are none."""
-    from prefect.runtime import flow_run
-
+    note_process()
     settings, here = parse_config(config, name), Workplace.model_validate(place)
     return _next_rounds(settings, here, f"{name}-{flow_run.id}")
 

@@ -24,7 +24,9 @@ _console = Console(stderr=True)
 
 def run_loop(config: RunConfig, *, json: bool) -> int:
     """The verb `run`."""
+    from flows.lost_runs import mark_lost_runs
     from flows.pipeline import redraft_run
+    from tasks.narration import narrated
 
     name = f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     command = shlex.join(["redraft", *sys.argv[1:]])
@@ -34,7 +36,9 @@ def run_loop(config: RunConfig, *, json: bool) -> int:
         say(f"run [bold]{name}[/]")
         say(f"Prefect {os.environ['PREFECT_API_URL'].removesuffix('/api')} · MLflow {place.mlflow_uri}")
         values = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json"), "run": name}
-        state = redraft_run.with_options(log_prints=False)(**values, command=command, return_state=True)
+        mark_lost_runs()
+        with narrated():
+            state = redraft_run(**values, command=command, return_state=True)
         return conclude("run", name, state, started, json=json)
 
 
@@ -47,6 +51,7 @@ def rerun_loop(run: str, *, json: bool) -> int:
 
     from flows.lost_runs import mark_lost_runs
     from flows.pipeline import redraft_run
+    from tasks.narration import narrated
 
     started = time.monotonic()
     known = _config_of(run)
@@ -59,7 +64,8 @@ def rerun_loop(run: str, *, json: bool) -> int:
             client.set_flow_run_state(found[0].id, Scheduled(message="redraft rerun"), force=True)
             again = client.read_flow_run(found[0].id)
         parameters: dict[str, Any] = again.parameters | {"place": place.model_dump(mode="json")}
-        state = run_flow(redraft_run, flow_run=again, parameters=parameters, return_type="state")
+        with narrated():
+            state = run_flow(redraft_run, flow_run=again, parameters=parameters, return_type="state")
         return conclude("rerun", run, state, started, json=json)
 
 

@@ -26,7 +26,7 @@ class AssembleConfig(Settings):
     seed: int
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="assemble")
 def assemble(
     place: Workplace,
     config: AssembleConfig,

@@ -42,7 +42,7 @@ class RevisionConfig(Settings):
     seed: int
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="pair")
 def pair(place: Workplace, config: PairConfig, samples: Ref, *, parent: str) -> State:
     """Samples -> captions with exactly one fact made wrong. A sample without any pair is a counted reject."""
 
@@ -57,7 +57,7 @@ def pair(place: Workplace, config: PairConfig, samples: Ref, *, parent: str) -> 
     return run(place, stage, compute, parent=parent)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="mask")
 def mask(place: Workplace, config: MaskConfig, tokenizer: Ref, samples: Ref, *, parent: str) -> State:
     """Samples -> masked training examples (eq. 2), in the tokens of the checkpoint `tokenizer`."""
 
@@ -77,11 +77,11 @@ def mask(place: Workplace, config: MaskConfig, tokenizer: Ref, samples: Ref, *, 
     return run(place, stage, compute, parent=parent)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="corrupt")
 def corrupt(
     place: Workplace, config: RevisionConfig, tokenizer: Ref, samples: Ref, pairs: Ref | None, *, parent: str
 ) -> State:
-    """Samples and their pairs -> corrupted training examples (eq. 3, 4), in the tokens of the checkpoint `tokenizer`."""
+    """Samples and their pairs -> corrupted training examples (eq. 3 and 4), in the tokens of `tokenizer`."""
 
     def compute(output: Output) -> None:
         _write(

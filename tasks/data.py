@@ -41,7 +41,7 @@ class SampleSlice(Settings):
     count: int
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="synth {settings.split} {settings.start}")
 def synth(place: Workplace, settings: SceneSlice, *, parent: str) -> State:
     """Draw scenes, render them, caption them -> samples."""
 
@@ -66,7 +66,7 @@ class IngestConfig(Settings):
     settings: IngestSettings
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="ingest")
 def ingest(place: Workplace, path: Path, images: Path | None, settings: IngestSettings, *, parent: str) -> State:
     """Read a LLaVA-format file, check and store its images -> samples."""
     config = IngestConfig(file_sha256=_file_digest(path), images_sha256=_folder_digest(images), settings=settings)
@@ -85,7 +85,7 @@ def ingest(place: Workplace, path: Path, images: Path | None, settings: IngestSe
     return run(place, Stage(name="ingest", version=1, config=config), compute, parent=parent)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="take {settings.split} {settings.start}")
 def take(place: Workplace, samples: Ref, settings: SampleSlice, *, parent: str) -> State:
     """Some samples of a split, by their place in the file -> samples."""
 

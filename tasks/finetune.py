@@ -48,7 +48,7 @@ class FinetuneConfig(Settings):
     seed: int
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="create model")
 def create_model(place: Workplace, config: ModelConfig, samples: Ref, *, parent: str) -> State:
     """An untrained model and its tokenizer -> checkpoint."""
 
@@ -85,7 +85,7 @@ def finetune(
 
         def note(step: int, metrics: Mapping[str, float]) -> None:
             curves.append((step, dict(metrics)))
-            output.progress(step, metrics)
+            output.progress(step, config.train.steps, metrics)
 
         result = train(
             denoiser,

@@ -42,7 +42,7 @@ class ReviseConfig(Settings):
         return cls(**known, prompt_version=load_prompt(expert.prompt).version)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="revise")
 def revise(
     place: Workplace, config: ReviseConfig, expert: ExpertSettings, tokenizer: Ref, drafts: Ref, *, parent: str
 ) -> State:
@@ -54,6 +54,7 @@ def revise(
         def watch(progress: Progress) -> None:
             nonlocal last
             last = replace(progress)
+            output.progress(progress.done, progress.total, {})
 
         revisions = revise_drafts(
             read_table(place.store, drafts, Drafts),

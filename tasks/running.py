@@ -1,13 +1,15 @@
 """How every task runs its stage: compute it once, record it in MLflow, and say whether it was there already."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prefect import get_run_logger
 from prefect.client.schemas.objects import State
+from prefect.runtime import task_run
 from prefect.states import Completed
 
 from core.manifest import Manifest
 from core.stage import Output, Stage, StageResult, run_stage
+from tasks.narration import Bar, tell
 from tasks.tracking import DatasetInfo
 from tasks.workplace import Workplace
 
@@ -21,16 +23,23 @@ def run(place: Workplace, stage: Stage, compute: Callable[[Output], None], *, pa
         compute: writes the output and commits it.
         parent: MLflow run of the round (or "" without a tracker).
     """
-    tracker = place.tracker
-    run_id = tracker.start_run(stage.name, parent=parent, tags=_tags(stage), params=stage.config_dict)
+    tracker, label = place.tracker, task_run.name or stage.name
+    run_id = tracker.start_run(label, parent=parent, tags=_tags(stage), params=stage.config_dict)
+    bar = Bar(label)
+
+    def watch(done: int, total: int, metrics: Mapping[str, float]) -> None:
+        bar.advance(done, total)
+        if metrics:
+            tracker.log_metrics(run_id, metrics, step=done)
+
     try:
-        result = run_stage(
-            place.store, place.claims, stage, compute, work_root=place.work_root,
-            on_progress=lambda step, metrics: tracker.log_metrics(run_id, metrics, step=step),
-        )  # fmt: skip
+        result = run_stage(place.store, place.claims, stage, compute, work_root=place.work_root, on_progress=watch)
     except BaseException:
         tracker.finish(run_id, "FAILED")
         raise
+    finally:
+        bar.close()
+    tell(label, result)
     _record(place, run_id, stage, result)
     tracker.finish(run_id, "FINISHED")
     get_run_logger().info("%s %s %s", stage.name, "cached" if result.cached else "done", result.manifest.counts)

@@ -1,12 +1,11 @@
 import numpy as np
 import polars as pl
-import pytest
 from polars.testing import assert_frame_equal
 
 from core.decoding.settings import DecodeSettings
 from core.decoding.trace import replay
-from core.drafting import ANSWER_COLUMNS, Drafted, answer, deal_into_shards, draft, split_into_shards
-from core.errors import ConfigError, RowError
+from core.drafting import ANSWER_COLUMNS, Drafted, answer, draft
+from core.errors import RowError
 from core.models.text import decode_response
 from data_contracts import Drafts, Traces
 from tests.core.decoding.tiny import WORDS, TinyDenoiser
@@ -89,7 +88,7 @@ def test_batch_size_does_not_change_a_draft() -> None:
 
 
 def test_a_resumed_shard_repeats_its_drafts() -> None:
-    shard = split_into_shards(samples_of(), SETTINGS, 12)[1].take(samples_of())
+    shard = samples_of()[4:8]
     first, again = draft_all(shard), draft_all(shard)
     assert_frame_equal(first.drafts, again.drafts)
     assert_frame_equal(first.traces, again.traces)
@@ -152,32 +151,3 @@ def test_answers_are_the_texts_of_the_drafts() -> None:
     answered = answer(TinyDenoiser(), samples, SETTINGS, load_image=load_image, response_length=LENGTH, batch_size=4)
     assert answered.answers.schema == ANSWER_COLUMNS
     assert_frame_equal(answered.answers, draft_all(samples).drafts.select(*ANSWER_COLUMNS))
-
-
-@pytest.mark.parametrize("shard_size", [1, 2, 5, 100])
-@pytest.mark.parametrize("count", [1, 7, N])
-def test_shards_hold_every_row_once(count: int, shard_size: int) -> None:
-    samples = samples_of(count)
-    shards = split_into_shards(samples, SETTINGS, shard_size)
-    rows = [(sample, s.name) for shard in shards for sample in shard.take(samples)["sample_id"] for s in shard.settings]
-    assert sorted(rows) == sorted((sample, s.name) for sample in samples["sample_id"] for s in SETTINGS)
-    assert all(0 < shard.rows <= max(shard_size, len(SETTINGS)) for shard in shards)
-    assert [shard.index for shard in shards] == list(range(len(shards)))
-
-
-@pytest.mark.parametrize("shard_size", [1, 2, 5, 100])
-@pytest.mark.parametrize("count", [1, 7, N])
-def test_dealt_shards_hold_every_sample_once_at_its_setting(count: int, shard_size: int) -> None:
-    samples = samples_of(count)
-    shards = deal_into_shards(samples, SETTINGS, shard_size)
-    rows = [(sample, s.name) for shard in shards for sample in shard.take(samples)["sample_id"] for s in shard.settings]
-    assert sorted(rows) == sorted((sample, SETTINGS[i % 3].name) for i, sample in enumerate(samples["sample_id"]))
-    assert all(0 < shard.rows <= shard_size and shard.rows == shard.take(samples).height for shard in shards)
-    assert [shard.index for shard in shards] == list(range(len(shards)))
-
-
-@pytest.mark.parametrize(("settings", "size"), [((), 4), ((SETTINGS[0], SETTINGS[0]), 4), (SETTINGS, 0)])
-def test_shards_that_cannot_be_are_refused(settings: tuple[DecodeSettings, ...], size: int) -> None:
-    for cut in (split_into_shards, deal_into_shards):
-        with pytest.raises(ConfigError):
-            cut(samples_of(), settings, size)

@@ -106,9 +106,9 @@ def test_mlflow_shows_the_tree_of_runs_with_inputs_and_models(finished, place, r
     assert {"foundation", "round 1", "round 2"} <= {run.info.run_name for run in children}
     one = next(run for run in children if run.info.run_name == "round 1")
     stages = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{one.info.run_id}'")
-    names = {run.info.run_name for run in stages}
-    assert {"draft", "revise", "assemble", "finetune"} <= names
-    revise = next(run for run in stages if run.info.run_name == "revise")
+    by_stage = {run.data.tags["redraft.stage"]: run for run in stages}
+    assert {"draft", "revise", "assemble", "finetune"} <= set(by_stage)
+    revise = by_stage["revise"]
     assert revise.inputs.dataset_inputs
     assert revise.data.metrics["rows_in"] == 24
     assert client.get_model_version_by_alias("smoke", "champion")
