@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Toml
+from cyclopts.config import Dict
 
-from core.config import RunConfig, config_path
+from core.config import RunConfig, config_path, read_toml
 from core.errors import ConfigError, RedraftError
 
 app = App(
@@ -23,25 +23,22 @@ app = App(
 Config = Annotated[RunConfig, Parameter(name="*")]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 _DEFAULTS = RunConfig()
+_SHORT = {"--data": ("--data.source", "llava", "--data.path"), "--images": ("--data.images",)}
 
 
 @app.command
 def run(
     *,
     config: Config = _DEFAULTS,
-    data: Path | None = None,
-    images: Path | None = None,
     limit: int | None = None,
     json: Json = False,
 ) -> int:
     """Run the whole loop: foundation, rounds of self-correction, evaluation, report.
 
+    --data FILE and --images DIR are short for a file in LLaVA format (data.source, data.path) and its image folder.
+
     Parameters
     ----------
-    data
-        A file in LLaVA format (instead of data.path).
-    images
-        The folder of its images (instead of data.images).
     limit
         Use at most so many samples of each kind, for a quick look.
     json
@@ -49,7 +46,7 @@ def run(
     """
     from flows.running import run_loop
 
-    return run_loop(_narrowed(config, data, images, limit), json=json)
+    return run_loop(_narrowed(config, limit), json=json)
 
 
 @app.command
@@ -190,8 +187,9 @@ def with_config(
     """
     path = config_path(config)
     if tokens and tokens[0] in _configured_verbs():
-        app.config = [Toml(path, use_commands_as_keys=False)]
-    result = app(tokens, exit_on_error=False, result_action="return_value")
+        # under the verb's name: at the top a table that is called like a verb (expert) would be passed over silently
+        app.config = [Dict({tokens[0]: read_toml(path)}, source=str(path))]
+    result = app(_expanded(tokens), exit_on_error=False, result_action="return_value")
     return result if isinstance(result, int) else 0
 
 
@@ -200,13 +198,16 @@ def _configured_verbs() -> set[str]:
     return {name for name in app if (verb := app[name].default_command) and "config" in signature(verb).parameters}
 
 
-def _narrowed(config: RunConfig, data: Path | None, images: Path | None, limit: int | None) -> RunConfig:
-    """The configuration with the shortcuts of the command line applied."""
-    changes: dict[str, object] = {}
-    if data is not None:
-        changes |= {"source": "llava", "path": str(data.resolve())}
-    if images is not None:
-        changes |= {"images": str(images.resolve())}
+def _expanded(tokens: tuple[str, ...]) -> list[str]:
+    """The tokens with the short forms written out."""
+    return [part for token in tokens for part in _SHORT.get(token, (token,))]
+
+
+def _narrowed(config: RunConfig, limit: int | None) -> RunConfig:
+    """The configuration with absolute paths and at most `limit` samples of each kind."""
+    changes: dict[str, object] = {
+        name: str(Path(value).resolve()) for name in ("path", "images") if (value := getattr(config.data, name))
+    }
     rounds = config.rounds
     if limit is not None:
         changes |= {name: min(limit, getattr(config.data, name)) for name in ("train", "dev", "test")}
