@@ -15,6 +15,7 @@ from core.errors import InputError
 from core.manifest import Ref, canonical_json, read_manifest, read_table
 from core.metrics.facts import controls, measure
 from core.store import Store
+from core.training.settings import CURVES_FILE
 from data_contracts import Drafts, Evaluations, Revisions, Samples
 from flows.lineage import ancestors, stage_records
 from flows.report import write_report
@@ -28,7 +29,6 @@ from flows.summary import (
     Machine,
     RunSummary,
 )
-from tasks.finetune import CURVES
 from tasks.workplace import Workplace
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _curves(store: Store, result: "RunResult") -> list[Curve]:
 
 
 def _curve(store: Store, label: str, model: Ref) -> Curve:
-    points = json.loads(store.read(f"{model.uri}/{CURVES}"))
+    points = json.loads(store.read(f"{model.uri}/{CURVES_FILE}"))
     return Curve(label=label, steps=[step for step, _ in points], loss=[metrics["loss"] for _, metrics in points])
 
 

@@ -24,15 +24,15 @@ _console = Console(stderr=True)
 
 def run_loop(config: RunConfig, *, json: bool) -> int:
     """The verb `run`."""
-    from flows.lost_runs import mark_lost_runs
-    from flows.pipeline import redraft_run
-    from tasks.narration import narrated
-
     name = f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     command = shlex.join(["redraft", *sys.argv[1:]])
     started = time.monotonic()
     remember(name, config)
-    with session(config) as place:
+    with session(config) as place:  # it sets the environment that the imports read
+        from flows.lost_runs import mark_lost_runs
+        from flows.pipeline import redraft_run
+        from tasks.narration import narrated
+
         say(f"run [bold]{name}[/]")
         say(f"Prefect {os.environ['PREFECT_API_URL'].removesuffix('/api')} · MLflow {place.mlflow_uri}")
         values = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json"), "run": name}
@@ -44,18 +44,18 @@ def run_loop(config: RunConfig, *, json: bool) -> int:
 
 def rerun_loop(run: str, *, json: bool) -> int:
     """The verb `rerun`: the same flow run again. Whatever has a manifest is returned at once."""
-    from prefect import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
-    from prefect.flow_engine import run_flow
-    from prefect.states import Scheduled
-
-    from flows.lost_runs import mark_lost_runs
-    from flows.pipeline import redraft_run
-    from tasks.narration import narrated
-
     started = time.monotonic()
     known = _config_of(run)
-    with session(known) as place:
+    with session(known) as place:  # it sets the environment that the imports read
+        from prefect import get_client
+        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+        from prefect.flow_engine import run_flow
+        from prefect.states import Scheduled
+
+        from flows.lost_runs import mark_lost_runs
+        from flows.pipeline import redraft_run
+        from tasks.narration import narrated
+
         mark_lost_runs()
         with get_client(sync_client=True) as client:
             found = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[run])))
@@ -71,11 +71,11 @@ def rerun_loop(run: str, *, json: bool) -> int:
 
 def serve_schedule(config: RunConfig, cron: str) -> int:
     """The verb `serve`."""
-    from flows.pipeline import redraft_scheduled
-    from flows.serve import cron_schedule, serve_loop
+    with session(config) as place:  # it sets the environment that the imports read
+        from flows.pipeline import redraft_scheduled
+        from flows.serve import cron_schedule, serve_loop
 
-    schedule = cron_schedule(cron)
-    with session(config) as place:
+        schedule = cron_schedule(cron)
         values = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json"), "name": config.name}
         say(f"serving [bold]{config.name}[/] at {cron!r}; Ctrl-C ends it. Prefect {os.environ['PREFECT_API_URL']}")
         serve_loop(redraft_scheduled, name=config.name, schedule=schedule, parameters=values)

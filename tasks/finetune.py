@@ -17,13 +17,10 @@ from core.settings import Settings
 from core.stage import Output, Stage
 from core.training.batches import TrainingBatches
 from core.training.loop import train
-from core.training.settings import TrainSettings
+from core.training.settings import CURVES_FILE, TrainSettings
 from data_contracts import Samples, TrainingExamples
 from tasks.running import run
 from tasks.workplace import Workplace
-
-CURVES = "training_curves.json"
-"""File of a checkpoint with [[step, {metric: mean}], ...]."""
 
 
 class ModelConfig(Settings):
@@ -98,7 +95,7 @@ def finetune(
         )
         save_denoiser(denoiser, output.work / "model")
         output.write_folder(output.work / "model")
-        output.write_file(CURVES, json.dumps(curves).encode())
+        output.write_file(CURVES_FILE, json.dumps(curves).encode())
         before = int(read_manifest(place.store, model.uri).facts.get("train_steps", 0))
         facts = {"train_steps": before + config.train.steps, "training_seconds": result.seconds, **result.metrics}
         output.commit(rows_in=rows.height, ok=rows.height, facts=facts)

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from core.settings import Settings
 
+CURVES_FILE = "training_curves.json"
+"""File of a trained checkpoint with [[step, {metric: mean}], ...]."""
+
 
 class TrainSettings(Settings):
     """How a model is trained."""
