@@ -17,8 +17,9 @@ from core.metrics.facts import controls, measure
 from core.store import Store
 from core.training.settings import CURVES_FILE
 from data_contracts import Drafts, Evaluations, Revisions, Samples
+from flows.figures import quality_figures
 from flows.lineage import ancestors, stage_records
-from flows.report import write_report
+from flows.report import arms_of, write_report
 from flows.summary import (
     ArmResult,
     Control,
@@ -50,6 +51,8 @@ def publish(place: Workplace, result: "RunResult", parent: str, command: str) ->
         tracker.log_file(parent, path)
     table = pl.DataFrame([arm.model_dump() for arm in summary.results])
     tracker.log_table(parent, table, "results.json")
+    for title, svg in quality_figures(summary.results, arms_of(summary), summary.metric):
+        tracker.log_text(parent, str(svg), f"figures/{title.lower().replace(' ', '-')}.svg")
     tracker.log_metrics(parent, {_metric_name(arm): arm.score for arm in summary.results}, step=0)
     tracker.finish(parent, "FINISHED")
     return folder / "summary.json"

@@ -7,11 +7,10 @@ from prefect.client.schemas.objects import State
 from core.decoding.settings import DecodeSettings
 from core.drafting import draft as decode_drafts
 from core.manifest import Ref, read_table
-from core.models.denoiser import load_denoiser
 from core.settings import Settings
 from core.stage import Output, Stage
 from data_contracts import Drafts, Samples, Traces
-from tasks.compute import use_threads
+from tasks.compute import load_model, use_threads
 from tasks.running import run
 from tasks.workplace import Workplace
 
@@ -36,7 +35,7 @@ def draft(place: Workplace, config: DraftConfig, model: Ref, samples: Ref, *, th
         use_threads(threads)
         rows = read_table(place.store, samples, Samples).slice(config.offset, config.length)
         drafted = decode_drafts(
-            load_denoiser(place.local_folder(model)),
+            load_model(place, model),
             rows,
             [DecodeSettings.parse(name) for name in config.settings],
             load_image=place.load_image,

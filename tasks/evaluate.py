@@ -10,11 +10,10 @@ from core.drafting import answer
 from core.manifest import Ref, read_table
 from core.metrics.facts import measure, summarize
 from core.metrics.overlap import overlap_f1
-from core.models.denoiser import load_denoiser
 from core.settings import Settings
 from core.stage import Output, Stage
 from data_contracts import Evaluations, Samples
-from tasks.compute import use_threads
+from tasks.compute import load_model, use_threads
 from tasks.running import run
 from tasks.workplace import Workplace
 
@@ -37,7 +36,7 @@ def evaluate(place: Workplace, config: EvaluateConfig, model: Ref, samples: Ref,
         use_threads(threads)
         rows = read_table(place.store, samples, Samples)
         answered = answer(
-            load_denoiser(place.local_folder(model)),
+            load_model(place, model),
             rows,
             [DecodeSettings.parse(name) for name in config.settings],
             load_image=place.load_image,

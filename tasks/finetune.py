@@ -11,7 +11,7 @@ from core.config import RunConfig
 from core.corruption.settings import ObjectiveSettings
 from core.manifest import Ref, read_manifest, read_table
 from core.models.create import create_denoiser
-from core.models.denoiser import load_denoiser, save_denoiser
+from core.models.denoiser import save_denoiser
 from core.models.settings import ModelSettings
 from core.settings import Settings
 from core.stage import Output, Stage
@@ -19,6 +19,7 @@ from core.training.batches import TrainingBatches
 from core.training.loop import train
 from core.training.settings import CURVES_FILE, TrainSettings
 from data_contracts import Samples, TrainingExamples
+from tasks.compute import load_model
 from tasks.running import run
 from tasks.workplace import Workplace
 
@@ -68,7 +69,7 @@ def finetune(
     """A model and training examples -> the trained model. Goes on from its last checkpoint after a crash."""
 
     def compute(output: Output) -> None:
-        denoiser = load_denoiser(place.local_folder(model))
+        denoiser = load_model(place, model)
         rows = read_table(place.store, examples, TrainingExamples)
         batches = TrainingBatches(
             rows,

@@ -84,13 +84,17 @@ class TrainableDenoiser(Denoiser, Protocol):
         """As nn.Module's."""
         ...
 
+    def to(self, device: str) -> Self:
+        """As nn.Module's."""
+        ...
+
     def save_pretrained(self, save_directory: str | Path) -> object:
         """As transformers': config.json and model.safetensors."""
         ...
 
 
-def load_denoiser(path: str | Path) -> TrainableDenoiser:
-    """Load the checkpoint folder `path` by its `model_type`, in evaluation mode.
+def load_denoiser(path: str | Path, *, device: str = "cpu") -> TrainableDenoiser:
+    """Load the checkpoint folder `path` by its `model_type`, in evaluation mode, on `device`.
 
     Raises:
         InputError: if the folder is no checkpoint, or of a type that no loader is known for.
@@ -105,7 +109,7 @@ def load_denoiser(path: str | Path) -> TrainableDenoiser:
     module, function = LOADERS[model_type].split(":")
     loader = cast(Callable[[Path], TrainableDenoiser], getattr(import_module(module), function))
     with _no_progress_bars():
-        return loader(folder)
+        return loader(folder).to(device)
 
 
 def save_denoiser(model: TrainableDenoiser, path: str | Path) -> None:
