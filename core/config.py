@@ -17,7 +17,7 @@ from core.expert.settings import ExpertSettings
 from core.ingest.settings import IngestSettings
 from core.models.settings import ModelSettings
 from core.settings import Settings
-from core.training.settings import TrainSettings
+from core.training.settings import TrainSettings, VisionSettings
 
 PRESETS = ("scenes", "smoke", "real")
 
@@ -164,6 +164,7 @@ class RunConfig(Settings):
     revision: RevisionSettings = RevisionSettings()
     """Corruption of stage 1."""
     objective: ObjectiveSettings = ObjectiveSettings()
+    vision: VisionSettings = VisionSettings()
     base: TrainSettings = TrainSettings()
     stage1: TrainSettings = TrainSettings()
     draft: DraftSettings = DraftSettings()

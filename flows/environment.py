@@ -22,8 +22,6 @@ _DEFAULTS: Mapping[str, str] = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # transformers' bars for the loading of weights would stand between our own lines.
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    # Idle threads of torch sleep instead of spinning: arms that train side by side do not steal each other's cores.
-    "OMP_WAIT_POLICY": "PASSIVE",
     # Logs of flows, with tracebacks of failed tasks, go to the Prefect API: redraft prints its own progress and errors.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",

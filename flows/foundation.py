@@ -11,7 +11,7 @@ from core.settings import Settings
 from flows.gathering import only
 from tasks.corrupt import MaskConfig, PairConfig, RevisionConfig, corrupt, mask, pair
 from tasks.data import SampleSlice, SceneSlice, ingest, synth, take
-from tasks.finetune import FinetuneConfig, ModelConfig, create_model, finetune
+from tasks.finetune import FinetuneConfig, ModelConfig, VisionConfig, create_model, finetune, warm_up
 from tasks.workplace import Workplace
 
 
@@ -100,8 +100,17 @@ def _train_rows(config: RunConfig, place: Workplace, ingested: Ref | None) -> in
 def _base(config: RunConfig, place: Workplace, blank: Ref, samples: Ref, parent: str) -> Ref:
     masking = MaskConfig(mask=config.mask, response_length=config.model.response_length, seed=config.seed)
     rows = only(mask.submit(place, masking, blank, samples, parent=parent), "masking")
+    start = _warmed_up(config, place, blank, samples, parent)
     tuning = FinetuneConfig(name="base", train=config.base, objective=config.objective, seed=config.seed)
-    return only(finetune.submit(place, tuning, blank, rows, threads=config.compute.threads, parent=parent), "base")
+    return only(finetune.submit(place, tuning, start, rows, threads=config.compute.threads, parent=parent), "base")
+
+
+def _warmed_up(config: RunConfig, place: Workplace, blank: Ref, samples: Ref, parent: str) -> Ref:
+    if config.vision.steps == 0:
+        return blank
+    warming = VisionConfig(vision=config.vision, response_length=config.model.response_length, seed=config.seed)
+    future = warm_up.submit(place, warming, blank, samples, threads=config.compute.threads, parent=parent)
+    return only(future, "vision warm-up")
 
 
 def _stage1_rows(config: RunConfig, place: Workplace, blank: Ref, samples: Ref, parent: str) -> Ref:

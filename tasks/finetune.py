@@ -17,9 +17,10 @@ from core.settings import Settings
 from core.stage import Output, Stage
 from core.training.batches import TrainingBatches
 from core.training.loop import train
-from core.training.settings import CURVES_FILE, TrainSettings
+from core.training.settings import CURVES_FILE, TrainSettings, VisionSettings
+from core.training.vision import warm_up_vision
 from data_contracts import Samples, TrainingExamples
-from tasks.compute import load_model
+from tasks.compute import load_model, use_threads
 from tasks.running import run
 from tasks.workplace import Workplace
 
@@ -34,6 +35,14 @@ class ModelConfig(Settings):
     def of(cls, config: RunConfig) -> "ModelConfig":
         """The part of a run's configuration that matters here."""
         return cls(model=config.model, seed=config.seed)
+
+
+class VisionConfig(Settings):
+    """What decides the vision warm-up."""
+
+    vision: VisionSettings
+    response_length: int
+    seed: int
 
 
 class FinetuneConfig(Settings):
@@ -59,6 +68,32 @@ def create_model(place: Workplace, config: ModelConfig, samples: Ref, *, parent:
 
     reads = [] if config.model.tokenizer == "scenes" else [samples]
     stage = Stage(name="create_model", version=1, config=config, inputs={"samples": reads}, kind="checkpoint")
+    return run(place, stage, compute, parent=parent)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="warm up vision")
+def warm_up(place: Workplace, config: VisionConfig, model: Ref, samples: Ref, *, threads: int, parent: str) -> State:
+    """An untrained model -> one whose image regions name the words that speak of them."""
+
+    def compute(output: Output) -> None:
+        use_threads(threads)
+        denoiser = load_model(place, model)
+        rows = read_table(place.store, samples, Samples)
+        loss = warm_up_vision(
+            denoiser,
+            rows,
+            config.vision,
+            response_length=config.response_length,
+            load_image=place.load_image,
+            seed=config.seed,
+            on_loss=lambda step, value: output.progress(step, config.vision.steps, {}),
+        )
+        save_denoiser(denoiser, output.work / "model")
+        output.write_folder(output.work / "model")
+        output.commit(rows_in=rows.height, ok=rows.height, facts={"loss": loss})
+
+    inputs = {"model": [model], "samples": [samples]}
+    stage = Stage(name="warm_up", version=1, config=config, inputs=inputs, kind="checkpoint")
     return run(place, stage, compute, parent=parent)
 
 

@@ -64,6 +64,14 @@ class TrainableDenoiser(Denoiser, Protocol):
         """Names of the parameters that are weight matrices between hidden layers (what Muon is made for)."""
         ...
 
+    def vision_parameters(self) -> list[nn.Parameter]:
+        """What `image_features` is made of."""
+        ...
+
+    def get_input_embeddings(self) -> Any:
+        """As transformers': the token embedding."""
+        ...
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """As nn.Module's."""
         ...

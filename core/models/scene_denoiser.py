@@ -138,6 +138,15 @@ class SceneDenoiser(PreTrainedModel):  # type: ignore[no-untyped-call]  # transf
         """The blocks' weight matrices."""
         return frozenset(name for name, p in self.named_parameters() if name.startswith("blocks.") and p.ndim == 2)
 
+    def vision_parameters(self) -> list[nn.Parameter]:
+        """Patch embedding, and what tells the regions apart."""
+        grid = [self.row_embedding, self.column_embedding, self.image_position, self.image_type]
+        return [*self.patch_embedding.parameters(), *grid]
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding."""
+        return self.token_embedding
+
     def pixels(self, images: Sequence[np.ndarray]) -> Tensor:
         """uint8 images of H x W x 3 -> (B, 3, image_height, image_width) in [-1, 1]; resized if they need to be."""
         height, width = self.config.image_height, self.config.image_width

@@ -33,3 +33,14 @@ class TrainSettings(Settings):
     """Updates between two reports of the metrics' means."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Updates between two checkpoints, from which an interrupted training goes on exactly."""
+
+
+class VisionSettings(TrainSettings):
+    """Vision warm-up: each image region learns to name the words that speak of it, before any text is masked."""
+
+    steps: int = Field(default=0, ge=0)
+    """Updates; 0: none. Needs samples whose words are grounded in image regions."""
+    batch_size: int = Field(default=128, ge=1)
+    """Images an update."""
+    warmup: int = Field(default=50, ge=0)
+    """Updates until the learning rate has risen from 0 to `lr`."""

@@ -90,7 +90,7 @@ class Span(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A true caption; `grounding` has a span for each colour and each shape word."""
+    """A true caption; `grounding` has a span for each colour, shape and size word."""
 
     text: str
     grounding: list[Span]
@@ -175,7 +175,7 @@ def _fitting_templates(objects: int, rng: np.random.Generator) -> list[Template]
 
 
 def _object_clause(template: Template, thing: SceneObject) -> _Planned:
-    return _Planned(template, object_meanings(thing), {"COLOUR": thing.cell, "SHAPE": thing.cell})
+    return _Planned(template, object_meanings(thing), dict.fromkeys(("COLOUR", "SHAPE", "SIZE"), thing.cell))
 
 
 def _relation_clause(scene: Scene, relation: Relation, rng: np.random.Generator) -> _Planned:

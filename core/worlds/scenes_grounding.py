@@ -6,7 +6,7 @@ from core.worlds.scenes_graph import Identity
 
 
 def ground(reference: str, text: str) -> list[Span]:
-    """Char spans of the colour and shape words of `text` with the cell of the object that they name.
+    """Char spans of the colour, shape and size words of `text` with the cell of the object that they name.
 
     `reference` determines the scene; words that name no object of it, and texts of other worlds, have no span.
     "a red ring ..." of a scene with a red ring in cell 4 -> [{start 2, end 5, region 4}, {start 6, end 10, region 4}].
@@ -21,7 +21,7 @@ def ground(reference: str, text: str) -> list[Span]:
     for clause in parse(text):
         match clause:
             case ObjectClause():
-                named = {"COLOUR": clause.object.identity, "SHAPE": clause.object.identity}
+                named = dict.fromkeys(("COLOUR", "SHAPE", "SIZE"), clause.object.identity)
             case RelationClause():
                 _, first, second = clause.relation
                 named = {"COLOUR": first, "SHAPE": first, "COLOUR2": second, "SHAPE2": second}

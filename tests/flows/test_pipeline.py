@@ -1,5 +1,6 @@
 """The whole loop on real parts: Prefect and MLflow servers, the reference expert over HTTP, a store on disk."""
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,13 +82,25 @@ def test_the_loop_runs_end_to_end_and_accounts_for_every_row(finished, place):
     summary = read_summary(Path(finished.result()))
     stages = {stage.stage for stage in summary.stages}
     assert stages == {
-        "synth", "create_model", "mask", "pair", "corrupt", "finetune", "draft", "revise", "assemble", "evaluate",
+        "synth", "create_model", "warm_up", "mask", "pair", "corrupt", "finetune", "draft", "revise", "assemble", "evaluate",
     }  # fmt: skip
     assert all(manifest.counts.balanced for manifest in manifests(place).values())
     assert {arm.arm for arm in summary.results} == {"base", "stage 1", "round 1", "round 2", "mask-predict"}
     assert (place.home / "reports" / "smoke-first" / "report.html").stat().st_size > 10_000
     trained = {arm.arm: arm.train_steps for arm in summary.results}
     assert trained["mask-predict"] == trained["round 2"] == 50
+
+
+def test_outputs_change_only_with_a_bump_of_the_stages_version(finished, place):
+    """Regenerate golden_smoke.json on purpose, and bump the version of the stage whose output has changed."""
+    exact = {"synth", "pair", "mask", "corrupt"}  # what follows depends on the processor's floating point
+    found = sorted(
+        [manifest.producer.stage, manifest.producer.version, manifest.key[:16], manifest.digest[:16]]
+        for manifest in manifests(place).values()
+        if manifest.producer.stage in exact
+    )
+    golden = json.loads((Path(__file__).parent / "golden_smoke.json").read_text())
+    assert [row for row in found if row[:3] in [known[:3] for known in golden]] == golden
 
 
 def test_a_finished_run_does_no_work_again(finished, config, place):

@@ -58,15 +58,15 @@ def test_a_caption_alone_determines_its_scene(scene, seed):
 
 @given(scenes(), st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
-def test_grounding_marks_every_colour_and_shape_word_with_its_cell(scene, seed):
+def test_grounding_marks_every_colour_shape_and_size_word_with_its_cell(scene, seed):
     written = caption(scene, np.random.default_rng(seed))
     spoken = [(written.text[span["start"] : span["end"]], span["region"]) for span in written.grounding]
-    colours_and_shapes = [w for w in written.text.split() if w in MEANING_OF["COLOUR"] or w in MEANING_OF["SHAPE"]]
-    assert sorted(word for word, _ in spoken) == sorted(colours_and_shapes)
+    meanings = {word: name for slot in ("COLOUR", "SHAPE", "SIZE") for word, name in MEANING_OF[slot].items()}
+    assert sorted(word for word, _ in spoken) == sorted(word for word in written.text.split() if word in meanings)
     at = {thing.cell: thing for thing in scene.objects}
     for word, region in spoken:
-        named = MEANING_OF["COLOUR"].get(word) or MEANING_OF["SHAPE"][word]
-        assert named in at[region].identity
+        thing = at[region]
+        assert meanings[word] in (*thing.identity, thing.size)
 
 
 @given(scenes())
