@@ -82,7 +82,8 @@ def test_the_loop_runs_end_to_end_and_accounts_for_every_row(finished, place):
     summary = read_summary(Path(finished.result()))
     stages = {stage.stage for stage in summary.stages}
     assert stages == {
-        "synth", "create_model", "warm_up", "mask", "pair", "corrupt", "finetune", "draft", "revise", "assemble", "evaluate",
+        "synth", "create_model", "warm_up", "mask", "pair", "corrupt", "finetune", "draft", "revise", "assemble",
+        "evaluate",
     }  # fmt: skip
     assert all(manifest.counts.balanced for manifest in manifests(place).values())
     assert {arm.arm for arm in summary.results} == {"base", "stage 1", "round 1", "round 2", "mask-predict"}
