@@ -63,8 +63,9 @@ def redraft_run(config: dict[str, Any], place: dict[str, Any], run: str, command
     rounds = self_correction(settings, here, ground, ground.stage1, ground.used, parent)
     arms = {"base": ground.base, "stage 1": ground.stage1}
     arms |= {f"round {one.number}": one.model for one in rounds}
+    measured = evaluation(settings, here, arms, ground.test, parent)  # while the baseline still trains
     arms["mask-predict"] = only(baseline, "baseline")
-    measured = evaluation(settings, here, arms, ground.test, parent)
+    measured |= evaluation(settings, here, {"mask-predict": arms["mask-predict"]}, ground.test, parent)
     champion = choose_champion(settings, here, ground, ground.stage1, rounds, parent)
     result = RunResult(
         run=run, config=settings, started=started, seconds=time.monotonic() - began, ground=ground,

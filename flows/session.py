@@ -4,15 +4,17 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import httpx
 
 from core.config import PlaceSettings, RunConfig
 from core.errors import ServerError
-from flows.environment import environment
-from flows.processes import alive, free_port, last_lines, start, stop
+from flows.environment import applied, environment
+from flows.processes import free_port, last_lines, start, stop
 from flows.servers import servers
 from tasks.workplace import Workplace
 
@@ -44,13 +46,21 @@ def session(config: RunConfig) -> Iterator[Workplace]:
     here, place = home(), config.place
     here.mkdir(parents=True, exist_ok=True)
     urls = {"prefect_url": place.prefect_url or None, "mlflow_url": place.mlflow_url or None}
-    with servers(here, **urls) as running, reference_expert(here, needed=not config.expert.base_url) as expert_url:
-        yield workplace(place, mlflow_uri=running.mlflow_uri, expert_url=expert_url)
+    with (
+        applied(environment(here)),
+        ThreadPoolExecutor(1) as loader,
+        reference_expert(here, needed=not config.expert.base_url) as expert_url,
+    ):
+        loaded = loader.submit(import_module, "flows.pipeline")  # seconds of imports, while the servers start
+        with servers(here, **urls) as running:
+            loaded.result()
+            await_expert(here, expert_url)
+            yield workplace(place, mlflow_uri=running.mlflow_uri, expert_url=expert_url)
 
 
 @contextmanager
 def reference_expert(here: Path, *, needed: bool) -> Iterator[str]:
-    """The base URL of a reference expert of our own; "" if an endpoint is configured."""
+    """The base URL of a reference expert that is starting; "" if an endpoint is configured."""
     if not needed:
         yield ""
         return
@@ -59,14 +69,18 @@ def reference_expert(here: Path, *, needed: bool) -> Iterator[str]:
     process = start(command, env=os.environ | environment(here), cwd=here, log=log)
     url = f"http://127.0.0.1:{port}/v1"
     try:
-        deadline = time.monotonic() + _EXPERT_START_SECONDS
-        while not _answers(url):
-            if not alive(process) or time.monotonic() > deadline:
-                raise ServerError(f"The reference expert did not start. The end of {log}:\n{last_lines(log)}")
-            time.sleep(0.1)
         yield url
     finally:
         stop([process])
+
+
+def await_expert(here: Path, url: str) -> None:
+    """Return when the reference expert answers. Raises ServerError if it does not."""
+    deadline, log = time.monotonic() + _EXPERT_START_SECONDS, here / "logs" / "expert.log"
+    while url and not _answers(url):
+        if time.monotonic() > deadline:
+            raise ServerError(f"The reference expert did not start. The end of {log}:\n{last_lines(log)}")
+        time.sleep(0.1)
 
 
 def _answers(url: str) -> bool:

@@ -89,7 +89,7 @@ def test_the_loop_runs_end_to_end_and_accounts_for_every_row(finished, place):
     assert {arm.arm for arm in summary.results} == {"base", "stage 1", "round 1", "round 2", "mask-predict"}
     assert (place.home / "reports" / "smoke-first" / "report.html").stat().st_size > 10_000
     trained = {arm.arm: arm.train_steps for arm in summary.results}
-    assert trained["mask-predict"] == trained["round 2"] == 50
+    assert trained["mask-predict"] == trained["round 2"] == 110
 
 
 def test_outputs_change_only_with_a_bump_of_the_stages_version(finished, place):
