@@ -61,7 +61,8 @@ def leaves(model: BaseModel, prefix: str = "") -> list[tuple[str, object]]:
 
 
 _CHOICES = {
-    "data.source": "llava", "model.tokenizer": "bpe", "vision.optimizer": "adamw", "base.optimizer": "adamw", "stage1.optimizer": "adamw",
+    "data.source": "llava", "model.tokenizer": "bpe",
+    "vision.optimizer": "adamw", "base.optimizer": "adamw", "stage1.optimizer": "adamw",
     "stage2.optimizer": "adamw", "control.optimizer": "adamw", "mask.t_sampling": "iid", "revision.t_sampling": "iid",
     "mask.fill": "ignore", "revision.fill": "ignore", "revision.syntax_schedule": "dynamic",
     "revision.replacement": "ordinary", "revision.pair_noise": "none", "objective.noise_weight": "elbo",
