@@ -1,7 +1,9 @@
 """Models: a new one, and training on materialised rows."""
 
+import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -9,9 +11,9 @@ from prefect.client.schemas.objects import State
 
 from core.config import RunConfig
 from core.corruption.settings import ObjectiveSettings
-from core.manifest import Ref, read_manifest, read_table
+from core.manifest import Ref, canonical_json, read_manifest, read_table
 from core.models.create import create_denoiser
-from core.models.denoiser import save_denoiser
+from core.models.denoiser import load_denoiser, save_denoiser
 from core.models.settings import ModelSettings
 from core.settings import Settings
 from core.stage import Output, Stage
@@ -30,11 +32,16 @@ class ModelConfig(Settings):
 
     model: ModelSettings
     seed: int
+    checkpoint_sha256: str = ""
+    """Digest of the user's checkpoint, if the run starts from one."""
 
     @classmethod
     def of(cls, config: RunConfig) -> "ModelConfig":
         """The part of a run's configuration that matters here."""
-        return cls(model=config.model, seed=config.seed)
+        files = sorted(Path(config.model.checkpoint).glob("*")) if config.model.checkpoint else []
+        digests = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files if file.is_file()]
+        digest = hashlib.sha256(canonical_json(digests)).hexdigest() if digests else ""
+        return cls(model=config.model, seed=config.seed, checkpoint_sha256=digest)
 
 
 class VisionConfig(Settings):
@@ -57,12 +64,16 @@ class FinetuneConfig(Settings):
 
 @task(cache_policy=NO_CACHE, task_run_name="create model")
 def create_model(place: Workplace, config: ModelConfig, samples: Ref, *, parent: str) -> State:
-    """An untrained model and its tokenizer -> checkpoint."""
+    """The user's checkpoint, or an untrained model and its tokenizer -> checkpoint."""
 
     def compute(output: Output) -> None:
-        frame = read_table(place.store, samples, Samples)
-        texts = [*frame["prompt"].unique().sort(), *frame["reference"]]
-        save_denoiser(create_denoiser(config.model, texts, seed=config.seed), output.work / "model")
+        if config.model.checkpoint:
+            denoiser = load_denoiser(config.model.checkpoint)
+        else:
+            frame = read_table(place.store, samples, Samples)
+            texts = [*frame["prompt"].unique().sort(), *frame["reference"]]
+            denoiser = create_denoiser(config.model, texts, seed=config.seed)
+        save_denoiser(denoiser, output.work / "model")
         output.write_folder(output.work / "model")
         output.commit(rows_in=1, ok=1)
 
