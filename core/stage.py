@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from core.claims import Claims
-from core.errors import AccountingError, EmptyOutput, RowError, StoreError
+from core.errors import AccountingError, EmptyOutput, StoreError
 from core.manifest import (
     MANIFEST,
     Counts,
@@ -113,10 +113,6 @@ class Output:
         outcome = "failed" if failed else "rejected"
         row = {"stage": self.stage.name, "row_id": row_id, "outcome": outcome, "reason": reason, "detail": detail[:500]}
         self._rejects.append(row)
-
-    def reject_error(self, row_id: str, error: RowError) -> None:
-        """Count the row that raised `error`."""
-        self.reject(row_id, error.reason, error.detail)
 
     def reject_frame(self, rejects: pl.DataFrame) -> None:
         """Count rejects that a core function gathered (columns row_id, reason and, optionally, detail and outcome)."""

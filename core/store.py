@@ -5,7 +5,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -218,9 +217,3 @@ def put_image(store: Store, data: bytes) -> str:
     if not store.exists(image_path(sha)):
         store.write(image_path(sha), data)
     return sha
-
-
-def iter_images(store: Store, shas: list[str]) -> Iterator[tuple[str, bytes]]:
-    """(sha, encoded bytes) of each image, checked against its sha."""
-    for sha in shas:
-        yield sha, read_verified(store, image_path(sha), sha)

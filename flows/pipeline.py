@@ -2,7 +2,6 @@
 
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -12,7 +11,6 @@ from prefect.states import Completed
 from pydantic import Field
 
 from core.config import RunConfig, parse_config
-from core.errors import ConfigError
 from core.manifest import Ref, read_manifest
 from core.settings import Settings
 from core.slices import take_slice
@@ -174,10 +172,3 @@ def notes_on(rounds: list[Round], settings: RunConfig) -> list[str]:
             f"Stopped after {len(rounds)} of {settings.rounds.n} rounds: {settings.rounds.patience} gained nothing."
         )
     return notes
-
-
-def summary_path(home: Path, run: str) -> Path:
-    """Where a run's summary lies."""
-    if "/" in run or run.startswith("."):
-        raise ConfigError(f"{run!r} is no name of a run")
-    return home / "reports" / run / "summary.json"
