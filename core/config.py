@@ -117,6 +117,8 @@ class EvaluateSettings(Settings):
     """Rows decoded together."""
     traces: int = Field(default=16, ge=0)
     """Samples whose decoding is recorded step by step."""
+    gallery: int = Field(default=48, ge=1)
+    """Samples of each round that its model answers for the report's gallery."""
 
 
 class ComputeSettings(Settings):

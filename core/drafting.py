@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from core.corruption.rows import reject_frame
-from core.decoding.samples import DecodedBatch, LoadImage, decode_samples
+from core.decoding.samples import DecodedBatch, LoadImage, OnDecoded, decode_samples
 from core.decoding.settings import DecodeSettings
 from core.decoding.state import mask_token
 from core.errors import RowError
@@ -44,11 +44,12 @@ class Drafted:
 class Answered:
     """`answers` with ANSWER_COLUMNS; `rejects` as `Drafted`'s, row_id being 'sample_id/setting'.
 
-    samples x settings = answers + rejects.
+    samples x settings = answers + rejects. `seconds` of decoding by setting, image features left out.
     """
 
     answers: pl.DataFrame
     rejects: pl.DataFrame
+    seconds: dict[str, float]
 
 
 def draft(
@@ -62,6 +63,7 @@ def draft(
     round_index: int,
     model_digest: str,
     trace_samples: int,
+    on_progress: OnDecoded = lambda _done, _total: None,
 ) -> Drafted:
     """Decode every sample at every setting; the traces are those of the first `trace_samples` rows of `samples`.
 
@@ -79,6 +81,7 @@ def draft(
         batch_size=batch_size,
         record=True,
         unusable=unusable,
+        on_progress=on_progress,
     ):
         ids = [_draft_id(sample, batch.setting, round_index) for sample in samples["sample_id"][batch.rows]]
         drafts.append(_draft_rows(model, samples, batch, ids, model_digest, round_index))
@@ -103,10 +106,12 @@ def answer(
     load_image: LoadImage,
     response_length: int,
     batch_size: int,
+    on_progress: OnDecoded = lambda _done, _total: None,
 ) -> Answered:
     """As `draft`, for evaluation: the texts alone, without logs and spans."""
     answers = [pl.DataFrame(schema=ANSWER_COLUMNS)]
     unusable: dict[int, RowError] = {}
+    seconds = dict.fromkeys((setting.name for setting in settings), 0.0)
     for batch in decode_samples(
         model,
         samples,
@@ -116,7 +121,9 @@ def answer(
         batch_size=batch_size,
         record=False,
         unusable=unusable,
+        on_progress=on_progress,
     ):
+        seconds[batch.setting.name] += batch.seconds
         texts = [decode_response(model.tokenizer, ids).text for ids in batch.token_ids_BR.tolist()]
         rows = samples[batch.rows].select("sample_id").with_columns(pl.Series("text", texts, dtype=pl.String))
         answers.append(_with_setting(rows, batch).select(pl.col(k).cast(v) for k, v in ANSWER_COLUMNS.items()))
@@ -125,7 +132,8 @@ def answer(
         for row, error in sorted(unusable.items())
         for setting in settings
     ]
-    return Answered(answers=_in_order(pl.concat(answers), samples, settings), rejects=_rejects(rejected))
+    found = _in_order(pl.concat(answers), samples, settings)
+    return Answered(answers=found, rejects=_rejects(rejected), seconds=seconds)
 
 
 def _draft_id(sample_id: str, setting: DecodeSettings, round_index: int) -> str:

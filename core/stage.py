@@ -168,14 +168,22 @@ def find_output(store: Store, stage: Stage) -> StageResult | None:
     """The stage's output, if it is complete and every part verifies. A damaged folder is moved aside."""
     if not store.exists(f"{stage.folder}/{MANIFEST}"):
         return None
-    manifest = read_manifest(store, stage.folder)
-    try:
-        for part in manifest.parts:
-            read_verified(store, f"{stage.folder}/{part.path}", part.sha256)
-    except StoreError:
+    manifest = intact(store, stage.folder)
+    if manifest is None:
         store.move(stage.folder, f"damaged/{stage.folder}-{int(time.time())}")
         return None
     return StageResult(Ref(uri=stage.folder, digest=manifest.digest, kind=manifest.kind), manifest, True)
+
+
+def intact(store: Store, folder: str) -> Manifest | None:
+    """The manifest of an output folder, if it is there and every part has its checksum."""
+    try:
+        manifest = read_manifest(store, folder)
+        for part in manifest.parts:
+            read_verified(store, f"{folder}/{part.path}", part.sha256)
+    except StoreError:
+        return None
+    return manifest
 
 
 def run_stage(

@@ -124,6 +124,28 @@ def lineage(ref: str, *, config: Config = _DEFAULTS, json: Json = False) -> int:
 
 
 @app.command
+def experiment(
+    *names: str, config: Config = _DEFAULTS, seeds: tuple[int, ...] = (1, 2, 3), out: Path = Path("results/experiments")
+) -> int:
+    """Measure experiments of the papers seed by seed (RD-2, RD-3, RD-5, RD-7, RD-15), and write tables and figures.
+
+    A seed that is there already, with the same configuration and protocol, is not measured again.
+
+    Parameters
+    ----------
+    names
+        Which experiments.
+    seeds
+        Which seeds.
+    out
+        Folder of the results: <ID>/seed<k>.json, README.md with all tables, quality.svg.
+    """
+    from flows.experiments.verb import run_experiments
+
+    return run_experiments(config, names, seeds, out)
+
+
+@app.command
 def ui(*, config: Config = _DEFAULTS) -> int:
     """Start (or join) the Prefect and MLflow servers and show their addresses, until Ctrl-C."""
     from flows.running import show_servers

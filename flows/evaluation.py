@@ -1,6 +1,7 @@
 """The flow `evaluate`: every arm over the test split, at every decoder setting."""
 
 from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from core.config import RunConfig
 from core.manifest import Ref
@@ -13,13 +14,23 @@ FROZEN_ONLY = ("base",)
 
 
 @flow(name="evaluate", flow_run_name="evaluate")
-def evaluation(config: RunConfig, place: Workplace, arms: dict[str, Ref], test: Ref, parent: str) -> dict[str, Ref]:
-    """Arms (name -> model) -> their evaluations, two arms side by side."""
+def _evaluation(
+    config: RunConfig, place: Workplace, arms: dict[str, Ref], test: Ref, threads: int, parent: str
+) -> dict[str, Ref]:
     futures = [
-        evaluate.submit(place, _measuring(config, arm), model, test, threads=config.compute.beside, parent=parent)
+        evaluate.submit(place, _measuring(config, arm), model, test, threads=threads, parent=parent)
         for arm, model in arms.items()
     ]
     return dict(zip(arms, gather(futures, "evaluations"), strict=True))
+
+
+def evaluation(
+    config: RunConfig, place: Workplace, arms: dict[str, Ref], test: Ref, parent: str, *, cores: int
+) -> dict[str, Ref]:
+    """Arms (name -> model) -> their evaluations: as many arms side by side as there are cores, a thread each."""
+    side_by_side = min(cores, len(arms))
+    measured = _evaluation.with_options(task_runner=ThreadPoolTaskRunner(max_workers=side_by_side))
+    return measured(config, place, arms, test, max(1, cores // side_by_side), parent)
 
 
 def _measuring(config: RunConfig, arm: str) -> EvaluateConfig:

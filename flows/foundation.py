@@ -1,4 +1,4 @@
-"""The flow `foundation`: samples, a tokenizer and an untrained model, the base, and ReDiff's stage 1."""
+"""The flows `foundation` (samples, a tokenizer and an untrained model, the base) and `stage_one` (ReDiff's stage 1)."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tasks.workplace import Workplace
 
 
 class Foundation(Settings):
-    """What the rounds and the baseline start from."""
+    """What stage 1, the rounds and the baseline start from."""
 
     samples: Ref
     """The train samples of base and stage 1."""
@@ -25,10 +25,6 @@ class Foundation(Settings):
     blank: Ref
     """The untrained model and its tokenizer."""
     base: Ref
-    replay: Ref
-    """Stage 1's rows: a share of them is mixed into stage 2."""
-    stage1: Ref
-    """The model of round 0."""
     ingested: Ref | None = None
     """All samples of the user's file."""
     used: int
@@ -37,7 +33,7 @@ class Foundation(Settings):
 
 @flow(name="foundation", flow_run_name="foundation")
 def foundation(config: RunConfig, place: Workplace, parent: str) -> Foundation:
-    """Data -> base (mask-predict) -> stage 1 (syntax noise and hallucinations)."""
+    """Data -> base (mask-predict)."""
     ingested = _ingested(config, place, parent)
     used = _train_rows(config, place, ingested)
     samples = samples_of(config, place, "train", 0, used, config.data.captions, ingested, parent)
@@ -45,15 +41,25 @@ def foundation(config: RunConfig, place: Workplace, parent: str) -> Foundation:
     test = samples_of(config, place, "test", 0, config.data.test, 1, ingested, parent)
     blank = only(create_model.submit(place, ModelConfig.of(config), samples, parent=parent), "model")
     base = _base(config, place, blank, samples, parent)
-    replay = _stage1_rows(config, place, blank, samples, parent)
+    return Foundation(samples=samples, dev=dev, test=test, blank=blank, base=base, ingested=ingested, used=used)
+
+
+class StageOne(Settings):
+    """What the rounds go on from."""
+
+    rows: Ref
+    """Training examples: a share of them is mixed into stage 2."""
+    model: Ref
+    """The model of round 0."""
+
+
+@flow(name="stage_one", flow_run_name="stage_one")
+def stage_one(config: RunConfig, place: Workplace, ground: Foundation, threads: int, parent: str) -> StageOne:
+    """Base -> stage 1: it learns to mend syntax noise and hallucinations."""
+    rows = _stage1_rows(config, place, ground.blank, ground.samples, parent)
     tuning = FinetuneConfig(name="stage1", train=config.stage1, objective=config.objective, seed=config.seed)
-    stage1 = only(
-        finetune.submit(place, tuning, base, replay, threads=config.compute.threads, parent=parent), "stage 1"
-    )
-    return Foundation(
-        samples=samples, dev=dev, test=test, blank=blank, base=base, replay=replay, stage1=stage1,
-        ingested=ingested, used=used,
-    )  # fmt: skip
+    model = only(finetune.submit(place, tuning, ground.base, rows, threads=threads, parent=parent), "stage 1")
+    return StageOne(rows=rows, model=model)
 
 
 def samples_of(

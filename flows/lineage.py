@@ -39,7 +39,9 @@ def _record(ref: Ref, manifest: Manifest, labels: Mapping[Ref, str], since: date
     return StageRecord(
         stage=manifest.producer.stage,
         label=labels.get(ref, ""),
+        version=manifest.producer.version,
         key=manifest.key,
+        uri=ref.uri,
         digest=ref.digest,
         parents=[parent.digest for parents in manifest.parents.values() for parent in parents],
         kind=ref.kind,

@@ -15,7 +15,7 @@ from core.manifest import Ref, read_manifest
 from core.settings import Settings
 from core.slices import take_slice
 from flows.evaluation import evaluation
-from flows.foundation import Foundation, foundation
+from flows.foundation import Foundation, StageOne, foundation, stage_one
 from flows.gathering import only
 from flows.lost_runs import note_process
 from flows.reporting import publish
@@ -35,6 +35,7 @@ class RunResult(Settings):
     started: datetime
     seconds: float
     ground: Foundation
+    replay: Ref
     baseline: Ref | None = None
     rounds: tuple[Round, ...] = ()
     arms: dict[str, Ref] = Field(default_factory=dict)
@@ -52,21 +53,23 @@ def redraft_run(config: dict[str, Any], place: dict[str, Any], run: str, command
     began, started = time.monotonic(), datetime.now(UTC)
     settings, here = parse_config(config, f"run {run}"), Workplace.model_validate(place)
     parent = open_pipeline(here, run, {"redraft.run": run, "redraft.config": settings.name}, config)
+    beside = settings.compute.beside  # the baseline trains next to stage 1 and the rounds
     first = open_round(here, "foundation", parent)
     ground = foundation(settings, here, first)
+    baseline = finetune.submit(here, *control_of(settings, here, ground, parent), threads=beside, parent=parent)
+    start = stage_one(settings, here, ground, beside, first)
     close_round(here, first)
-    baseline = finetune.submit(
-        here, *_control(settings, here, ground, parent), threads=settings.compute.beside, parent=parent
-    )
-    rounds = self_correction(settings, here, ground, ground.stage1, ground.used, parent)
-    arms = {"base": ground.base, "stage 1": ground.stage1}
+    rounds = self_correction(settings, here, ground, start, ground.used, parent)
+    arms = {"base": ground.base, "stage 1": start.model}
     arms |= {f"round {one.number}": one.model for one in rounds}
-    measured = evaluation(settings, here, arms, ground.test, parent)  # while the baseline still trains
+    free = settings.compute.threads if baseline.state.is_final() else beside
+    measured = evaluation(settings, here, arms, ground.test, parent, cores=free)
     arms["mask-predict"] = only(baseline, "baseline")
-    measured |= evaluation(settings, here, {"mask-predict": arms["mask-predict"]}, ground.test, parent)
-    champion = choose_champion(settings, here, ground, ground.stage1, rounds, parent)
+    last = {"mask-predict": arms["mask-predict"]}
+    measured |= evaluation(settings, here, last, ground.test, parent, cores=settings.compute.threads)
+    champion = choose_champion(settings, here, ground, start.model, rounds, parent)
     result = RunResult(
-        run=run, config=settings, started=started, seconds=time.monotonic() - began, ground=ground,
+        run=run, config=settings, started=started, seconds=time.monotonic() - began, ground=ground, replay=start.rows,
         baseline=arms["mask-predict"], rounds=rounds, arms=arms, evaluations=measured, champion=champion,
         notes=notes_on(rounds, settings),
     )  # fmt: skip
@@ -86,24 +89,28 @@ def _next_rounds(settings: RunConfig, here: Workplace, run: str) -> State:
     parent = open_pipeline(here, run, {"redraft.run": run, "redraft.config": settings.name}, {"scheduled": True})
     first = open_round(here, "foundation", parent)
     ground = foundation(settings, here, first)
+    first_model = stage_one(settings, here, ground, settings.compute.threads, first)
     close_round(here, first)
     slice_ = _next_slice(settings, here, ground, run)
     if slice_ is None:
         close_round(here, parent)
         return Completed(name="NothingNew", message="every sample has been used: there is nothing new to learn from")
-    start = champion_of(settings, here) or ground.stage1
+    start = StageOne(rows=first_model.rows, model=champion_of(settings, here) or first_model.model)
     rounds = self_correction(_fitted(settings, slice_), here, ground, start, slice_[0], parent)
-    arms = {"champion": start} | {f"round {one.number}": one.model for one in rounds}
-    measured = evaluation(settings, here, arms, ground.test, parent)
-    champion = choose_champion(settings, here, ground, start, rounds, parent)
+    arms = {"champion": start.model} | {f"round {one.number}": one.model for one in rounds}
+    measured = evaluation(settings, here, arms, ground.test, parent, cores=settings.compute.threads)
+    champion = choose_champion(settings, here, ground, start.model, rounds, parent)
     result = RunResult(
-        run=run, config=settings, started=started, seconds=time.monotonic() - began, ground=ground, rounds=rounds,
+        run=run, config=settings, started=started, seconds=time.monotonic() - began, ground=ground,
+        replay=first_model.rows, rounds=rounds,
         arms=arms, evaluations=measured, champion=champion, notes=notes_on(rounds, settings),
     )  # fmt: skip
     return Completed(message=str(publish(here, result, parent, f"scheduled run of {settings.name}")))
 
 
-def _control(settings: RunConfig, here: Workplace, ground: Foundation, parent: str) -> tuple[FinetuneConfig, Ref, Ref]:
+def control_of(
+    settings: RunConfig, here: Workplace, ground: Foundation, parent: str
+) -> tuple[FinetuneConfig, Ref, Ref]:
     """The mask-predict baseline: the same samples and at least as many steps as stage 1 and all rounds together."""
     masking = MaskConfig(mask=settings.mask, response_length=settings.model.response_length, seed=settings.seed + 1)
     rows = only(mask.submit(here, masking, ground.blank, ground.samples, parent=parent), "masking")

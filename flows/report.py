@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import JsonValue
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -73,12 +74,13 @@ def render(summary: RunSummary, gallery: Sequence[GalleryItem]) -> str:
 def results_table(summary: RunSummary) -> Table:
     """The results for the terminal: a row for each (arm, refining), a column for each setting."""
     settings = settings_of(summary.results)
-    table = Table(title=f"{summary.metric} by tokens a step (95 % interval)", title_justify="left")
-    table.add_column("arm")
+    title = f"{summary.metric} by tokens a step, ± half of the 95 % interval"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("arm", no_wrap=True)
     table.add_column("refining")
-    table.add_column("train steps", justify="right")
+    table.add_column("train\nsteps", justify="right")
     for setting in settings:
-        table.add_column(setting, justify="right")
+        table.add_column(setting, justify="right", no_wrap=True)
     for row in rows_of(summary):
         cells = [_cell(row.cells.get(setting)) for setting in settings]
         table.add_row(Text(row.arm), "on" if row.refining else "off", f"{row.train_steps:,}", *cells)
@@ -160,12 +162,11 @@ def _quality_headlines(summary: RunSummary) -> list[Headline]:
     main = summary.main_arm or (others[-1] if others else None)
     if main is None or not (cells := rows.get((main, True)) or rows.get((main, False))):
         return []
-    baseline = rows.get((summary.baseline_arm or "", True)) or rows.get((summary.baseline_arm or "", False)) or {}
     fast = max(cells.values(), key=lambda result: (result.tokens_per_step, -result.extra_steps))
     extra = [result for result in cells.values() if result.extra_steps]
     tiles = []
     for result in [fast, *sorted(extra, key=lambda result: -result.tokens_per_step)[:1]]:
-        against = baseline.get(result.setting) or baseline.get(str(result.tokens_per_step))
+        against = _best_rival(summary, result)
         note = f"{summary.baseline_arm}: {against.score:.1f}" if against else interval(result)
         if against and against.score > 0:
             note += f" (×{result.score / against.score:.2f})"
@@ -181,6 +182,18 @@ def _quality_headlines(summary: RunSummary) -> list[Headline]:
             )
         )
     return tiles
+
+
+def _best_rival(summary: RunSummary, result: ArmResult) -> ArmResult | None:
+    """The baseline at the same tokens a step, decoded in the way that suits it best."""
+    rivals = [
+        other
+        for other in summary.results
+        if other.arm == summary.baseline_arm
+        and other.tokens_per_step == result.tokens_per_step
+        and other.extra_steps <= result.extra_steps
+    ]
+    return max(rivals, key=lambda other: other.score, default=None)
 
 
 def flatten(config: dict[str, JsonValue], prefix: str = "") -> list[tuple[str, str]]:
@@ -203,7 +216,9 @@ def _cell(result: ArmResult | None) -> Text:
     if result is None:
         return Text("–", style="dim")
     cell = Text(f"{result.score:.1f}", style="bold")
-    return cell.append(f"\n{interval(result)}", style="dim") if interval(result) else cell
+    if result.low is None or result.high is None:
+        return cell
+    return cell.append(f"\n±{(result.high - result.low) / 2:.1f}", style="dim")
 
 
 def _write(path: Path, text: str) -> None:

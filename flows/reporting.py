@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import psutil
 
+from core.config import RunConfig
 from core.errors import InputError
+from core.fingerprint import inputs_digest
 from core.manifest import Ref, canonical_json, read_manifest, read_table
 from core.metrics.facts import controls, measure
+from core.metrics.traces import repair_of, stability_of
+from core.models.tokenizer import load_tokenizer
 from core.store import Store
 from core.training.settings import CURVES_FILE
 from data_contracts import Drafts, Evaluations, Revisions, Samples
@@ -24,6 +28,7 @@ from flows.summary import (
     ArmResult,
     Control,
     Curve,
+    DecodingRecord,
     ExpertRecord,
     GalleryItem,
     GallerySegment,
@@ -62,8 +67,7 @@ def summarize_run(place: Workplace, result: "RunResult", command: str) -> RunSum
     """Everything that the report says in numbers, read from the manifests behind the run's refs."""
     store, ground = place.store, result.ground
     labels = _labels(result)
-    roots = [*result.evaluations.values(), *(one.dev for one in result.rounds)]
-    config = result.config.model_dump(mode="json", exclude={"place"})
+    roots = [*result.evaluations.values(), *(ref for one in result.rounds for ref in (one.dev, one.shown))]
     exact = ground_truth_known(store, ground.test)
     return RunSummary(
         run=result.run,
@@ -71,11 +75,12 @@ def summarize_run(place: Workplace, result: "RunResult", command: str) -> RunSum
         seconds=result.seconds,
         command=command,
         config_name=result.config.name,
-        config=config,
-        config_hash=canonical_hash(config),
+        config=result.config.model_dump(mode="json", exclude={"place"}),
+        config_hash=config_hash(result.config),
+        inputs_digest=inputs_digest(result.config),
         seed=result.config.seed,
-        machine=_machine(),
-        versions={name: version(name) for name in _LIBRARIES},
+        machine=machine(),
+        versions=versions(),
         metric="score" if exact else "overlap_f1",
         metric_note=_METRIC_NOTES["score" if exact else "overlap_f1"],
         main_arm=f"round {result.rounds[-1].number}" if result.rounds else None,
@@ -86,6 +91,7 @@ def summarize_run(place: Workplace, result: "RunResult", command: str) -> RunSum
         controls=_controls(store, ground.test, result.config.seed) if exact else [],
         stages=stage_records(ancestors(store, roots), labels, since=result.started),
         experts=[_expert_record(store, one, result.config.expert.model) for one in result.rounds],
+        decodings=[record for one in result.rounds for record in _decoding_records(place, result.ground.blank, one)],
         curves=_curves(store, result),
         notes=list(result.notes),
     )
@@ -121,6 +127,7 @@ def _arm_result(arm: str, steps: int, row: dict[str, Any], facts: dict[str, Any]
         low=facts[f"{metric}_low"] * scale,
         high=facts[f"{metric}_high"] * scale,
         samples=facts["samples"],
+        seconds=facts.get("seconds"),
         place_accuracy=facts["place_accuracy"],
         place_chance=facts["place_chance"] if exact else None,
         **{name: facts[name] for name in same},
@@ -133,9 +140,10 @@ def ground_truth_known(store: Store, samples: Ref) -> bool:
     return measure(reference, reference)["score"] is not None
 
 
-def canonical_hash(config: dict[str, Any]) -> str:
-    """16 hex digits that change with any setting."""
-    return hashlib.sha256(canonical_json(config)).hexdigest()[:16]
+def config_hash(config: RunConfig) -> str:
+    """16 hex digits that change with any setting that may change a result."""
+    decisive = config.model_dump(mode="json", exclude={"place", "compute"})
+    return hashlib.sha256(canonical_json(decisive)).hexdigest()[:16]
 
 
 def _controls(store: Store, test: Ref, seed: int) -> list[Control]:
@@ -147,12 +155,11 @@ def _labels(result: "RunResult") -> dict[Ref, str]:
     ground = result.ground
     labels = {
         ground.samples: "train", ground.dev: "dev", ground.test: "test", ground.blank: "untrained",
-        ground.base: "base", ground.replay: "stage 1", ground.stage1: "stage 1",
+        ground.base: "base", result.replay: "stage 1",
     }  # fmt: skip
-    if result.baseline:
-        labels[result.baseline] = "mask-predict"
+    labels |= {model: arm for arm, model in result.arms.items()}
     for one in result.rounds:
-        outputs = [one.samples, *one.drafts, *one.revisions, one.examples, one.model, one.dev]
+        outputs = [one.samples, *one.drafts, *one.revisions, one.examples, one.model, one.dev, one.shown]
         labels |= dict.fromkeys(outputs, f"round {one.number}")
     return labels | {ref: arm for arm, ref in result.evaluations.items()}
 
@@ -179,11 +186,26 @@ def _expert_record(store: Store, one: "Round", model: str) -> ExpertRecord:
     )
 
 
+def _decoding_records(place: Workplace, tokenizer: Ref, one: "Round") -> list[DecodingRecord]:
+    drafts = read_table(place.store, one.drafts, Drafts)
+    targets = read_table(place.store, one.revisions, Revisions).filter(pl.col("target_ids").is_not_null())
+    mask_id = int(load_tokenizer(place.local_folder(tokenizer)).mask_token_id)
+    stable = (
+        stability_of(drafts, mask_id=mask_id)
+        .join(drafts.select("draft_id", "nfe"), on="draft_id")
+        .group_by("setting", maintain_order=True)
+        .agg(
+            pl.len().alias("drafts"),
+            pl.col("nfe", "overwritten", "oscillations", "last_change").mean(),
+            pl.col("fixed_point").mean().alias("settled"),
+        )
+    )
+    rows = stable.join(repair_of(drafts, targets, mask_id=mask_id), on="setting", how="left", maintain_order="left")
+    return [DecodingRecord(label=f"round {one.number}", **row) for row in rows.iter_rows(named=True)]
+
+
 def _curves(store: Store, result: "RunResult") -> list[Curve]:
-    models = {"base": result.ground.base, "stage 1": result.ground.stage1}
-    models |= {f"round {one.number}": one.model for one in result.rounds}
-    models |= {"mask-predict": result.baseline} if result.baseline else {}
-    return [_curve(store, label, model) for label, model in models.items()]
+    return [_curve(store, label, model) for label, model in result.arms.items()]
 
 
 def _curve(store: Store, label: str, model: Ref) -> Curve:
@@ -192,14 +214,15 @@ def _curve(store: Store, label: str, model: Ref) -> Curve:
 
 
 def gallery(place: Workplace, result: "RunResult") -> list[GalleryItem]:
-    """Drafts of the last round with the expert's segments, and what the final model writes for the same images."""
+    """Drafts of the last round with the expert's segments, and what its model writes for the same images."""
     if not result.rounds:
         return []
     one, store = result.rounds[-1], place.store
+    final = read_table(store, one.shown, Evaluations).select("sample_id", final="text", final_setting="setting")
     drafts = read_table(store, one.drafts, Drafts).join(
         read_table(store, one.revisions, Revisions).drop("sample_id"), on="draft_id", maintain_order="left"
     )
-    corrected = drafts.filter(pl.col("verdict") == "revised")
+    corrected = drafts.filter(pl.col("verdict") == "revised").join(final, on="sample_id", maintain_order="left")
     shown = corrected.gather_every(max(1, corrected.height // GALLERY)).head(GALLERY)
     return [_item(place, row) for row in shown.iter_rows(named=True)]
 
@@ -222,6 +245,9 @@ def _item(place: Workplace, row: dict[str, Any]) -> GalleryItem:
         verdict=row["verdict"],
         segments=segments,
         revised=row["refined_text"],
+        final=row["final"],
+        final_label=f"The model after round {row['round']}, {row['final_setting']}",
+        score_final=score(row["final"]),
         score_draft=score(row["text"]),
         score_revised=score(row["refined_text"]) if row["refined_text"] else None,
     )
@@ -232,13 +258,19 @@ def _metric_name(arm: ArmResult) -> str:
     return f"test/{arm.arm}/{decoding}/{arm.setting.replace('+', '_plus_')}"
 
 
-def _machine() -> Machine:
+def machine() -> Machine:
+    """This machine."""
     return Machine(
         host=platform.node(),
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpus=psutil.cpu_count() or 1,
         memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
     )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the results depend on."""
+    return {name: version(name) for name in _LIBRARIES}
 
 
 def read_summary(path: Path) -> RunSummary:

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from core.config import RunConfig
 from core.errors import InputError
+from flows.finished import finished_run
 from flows.report import results_table
 from flows.reporting import read_summary
-from flows.session import home, session
+from flows.session import home, session, workplace
 from flows.summary import RunSummary
 
 DONE, FAILED, PARTIAL = 0, 1, 3
@@ -24,9 +25,11 @@ _console = Console(stderr=True)
 
 def run_loop(config: RunConfig, *, json: bool) -> int:
     """The verb `run`."""
+    started = time.monotonic()
+    if (before := finished_run(config, workplace(config.place).store, home() / "reports")) is not None:
+        return repeat("run", before, started, json=json)
     name = f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     command = shlex.join(["redraft", *sys.argv[1:]])
-    started = time.monotonic()
     remember(name, config)
     with session(config) as place:  # it sets the environment that the imports read
         from flows.lost_runs import mark_lost_runs
@@ -46,6 +49,9 @@ def rerun_loop(run: str, *, json: bool) -> int:
     """The verb `rerun`: the same flow run again. Whatever has a manifest is returned at once."""
     started = time.monotonic()
     known = _config_of(run)
+    before = finished_run(known, workplace(known.place).store, home() / "reports")
+    if before is not None and before.run == run:
+        return repeat("rerun", before, started, json=json)
     with session(known) as place:  # it sets the environment that the imports read
         from prefect import get_client
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
@@ -105,12 +111,22 @@ def conclude(verb: str, run: str, state: Any, started: float, *, json: bool) -> 
         if json:
             emit({"verb": verb, "run": run, "outputs": [], "error": reason_of(state), "seconds": round(seconds, 1)})
         return PARTIAL if partial else FAILED
-    summary = read_summary(Path(state.result()))
-    report = home() / "reports" / run / "report.html"
+    return present(verb, read_summary(Path(state.result())), seconds, json=json)
+
+
+def repeat(verb: str, summary: RunSummary, started: float, *, json: bool) -> int:
+    """Show a run that finished before: its outputs were checked, and there is nothing to do."""
+    code = present(verb, summary, time.monotonic() - started, json=json)
+    say(f"{summary.run} finished before, and each of its {len(summary.stages)} outputs verifies: nothing to do.")
+    return code
+
+
+def present(verb: str, summary: RunSummary, seconds: float, *, json: bool) -> int:
+    """A finished run's table, notes and report, and, if asked, the line of JSON."""
     Console().print(results_table(summary))
     for note in summary.notes:
         say(note)
-    say(f"report: {report}")
+    say(f"report: {home() / 'reports' / summary.run / 'report.html'}")
     if json:
         emit(machine_line(verb, summary, seconds))
     return DONE

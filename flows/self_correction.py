@@ -5,7 +5,7 @@ from prefect import flow
 from core.config import RunConfig
 from core.manifest import Ref, read_manifest
 from core.settings import Settings
-from flows.foundation import Foundation, samples_of
+from flows.foundation import Foundation, StageOne, samples_of
 from flows.gathering import gather, only
 from tasks.assemble import AssembleConfig, assemble
 from tasks.draft import DraftConfig, draft
@@ -28,21 +28,23 @@ class Round(Settings):
     model: Ref
     dev: Ref
     """Its evaluation on the dev split."""
+    shown: Ref
+    """What the new model writes for the round's first samples, for the report."""
     gained: bool
     """Does its dev result, with its interval, beat the best round before?"""
 
 
 @flow(name="self_correction", flow_run_name="self_correction")
 def self_correction(
-    config: RunConfig, place: Workplace, ground: Foundation, start: Ref, first_sample: int, parent: str
+    config: RunConfig, place: Workplace, ground: Foundation, start: StageOne, first_sample: int, parent: str
 ) -> list[Round]:
-    """Rounds from the model `start` on; stops when `rounds.patience` rounds in a row have gained nothing."""
+    """Rounds from `start.model` on; stops when `rounds.patience` rounds in a row have gained nothing."""
     rounds: list[Round] = []
-    model = start
-    best = evaluate_dev(config, place, start, ground.dev, config.compute.threads, parent)
+    model = start.model
+    best = evaluate_dev(config, place, model, ground.dev, config.compute.beside, parent)
     for number in range(1, config.rounds.n + 1):
         first = first_sample + (number - 1) * config.rounds.samples
-        done = correct_once(config, place, ground, number, model, best, first, parent)
+        done = correct_once(config, place, ground, start.rows, number, model, best, first, parent)
         rounds.append(done)
         best = done.dev if done.gained else best
         model = done.model
@@ -53,28 +55,43 @@ def self_correction(
 
 
 def correct_once(
-    config: RunConfig, place: Workplace, ground: Foundation, number: int, model: Ref, best: Ref, first: int, parent: str
+    config: RunConfig,
+    place: Workplace,
+    ground: Foundation,
+    replay: Ref,
+    number: int,
+    model: Ref,
+    best: Ref,
+    first: int,
+    parent: str,
 ) -> Round:
     """One round: new samples, drafts of `model`, the expert's revisions, stage 2 from `model`, its dev result."""
     run = open_round(place, f"round {number}", parent)
     count = config.rounds.samples
     samples = samples_of(config, place, "train", first, count, 1, ground.ingested, run)
-    drafts = _draft(config, place, number, model, samples, run)
-    revisions = _revise(config, place, ground.blank, drafts, run)
+    drafts = draft_shards(config, place, number, model, samples, run)
+    revisions = revise_shards(config, place, ground.blank, drafts, run)
     assembling = AssembleConfig(
         refine=config.refine, scope=config.objective.refine_scope, replay=config.rounds.replay, seed=config.seed
     )
-    examples = only(
-        assemble.submit(place, assembling, ground.blank, drafts, revisions, ground.replay, parent=run), "assembly"
-    )
+    examples = only(assemble.submit(place, assembling, ground.blank, drafts, revisions, replay, parent=run), "assembly")
     tuning = FinetuneConfig(name="stage2", train=config.stage2, objective=config.objective, seed=config.seed + number)
     tuned = only(finetune.submit(place, tuning, model, examples, threads=config.compute.beside, parent=run), "stage 2")
     dev = evaluate_dev(config, place, tuned, ground.dev, config.compute.beside, run)
+    showing = EvaluateConfig(
+        arm="gallery",
+        settings=(config.rounds.promote_on,),
+        first=config.evaluate.gallery,
+        batch_size=config.evaluate.batch_size,
+        response_length=config.model.response_length,
+        seed=config.seed,
+    )
+    shown = only(evaluate.submit(place, showing, tuned, samples, threads=config.compute.beside, parent=run), "gallery")
     gained = beats(place, dev, best, config.rounds.promote_on, config.seed)
     close_round(place, run, gained)
     return Round(
         number=number, samples=samples, drafts=drafts, revisions=revisions, examples=examples, model=tuned, dev=dev,
-        gained=gained,
+        shown=shown, gained=gained,
     )  # fmt: skip
 
 
@@ -90,7 +107,8 @@ def evaluate_dev(config: RunConfig, place: Workplace, model: Ref, dev: Ref, thre
     return only(evaluate.submit(place, measuring, model, dev, threads=threads, parent=parent), "dev evaluation")
 
 
-def _draft(config: RunConfig, place: Workplace, number: int, model: Ref, samples: Ref, run: str) -> list[Ref]:
+def draft_shards(config: RunConfig, place: Workplace, number: int, model: Ref, samples: Ref, run: str) -> list[Ref]:
+    """Drafts of `model`, shard by shard."""
     rows = read_manifest(place.store, samples.uri).counts.ok
     shards = [
         DraftConfig(
@@ -110,7 +128,8 @@ def _draft(config: RunConfig, place: Workplace, number: int, model: Ref, samples
     return gather(futures, "draft shards")
 
 
-def _revise(config: RunConfig, place: Workplace, tokenizer: Ref, drafts: list[Ref], run: str) -> list[Ref]:
+def revise_shards(config: RunConfig, place: Workplace, tokenizer: Ref, drafts: list[Ref], run: str) -> list[Ref]:
+    """The expert's revisions of each shard of drafts."""
     asking = ReviseConfig.of(config.expert)
     share = max(1, config.expert.concurrency // len(drafts))  # the shards ask side by side
     expert = config.expert.model_copy(update={"concurrency": share})

@@ -90,8 +90,11 @@ class StageRecord(Record):
     """e.g. 'draft', 'finetune'"""
     label: str = ""
     """What tells it from its sisters, e.g. 'round 1' or 'stage 1'."""
+    version: int = 1
     key: str
     """The stage key (sha256): names the output folder."""
+    uri: str = ""
+    """The output folder in the store."""
     digest: str
     """Digest of the output."""
     parents: list[str] = []
@@ -135,6 +138,29 @@ class ExpertRecord(Record):
     seconds: float | None = None
 
 
+class DecodingRecord(Record):
+    """What the drafts of one round and setting went through, token by token (means over its drafts)."""
+
+    label: str
+    """e.g. 'round 1'"""
+    setting: str
+    """e.g. '8 refine'"""
+    drafts: int
+    nfe: float
+    overwritten: float
+    """Visible tokens that were replaced."""
+    oscillations: float
+    """Replacements by the token that stood there before the last one."""
+    last_change: float
+    """Forwards after which the draft stayed as it is."""
+    settled: float
+    """Share of drafts that a forward confirmed unchanged before the end."""
+    repair: float | None = None
+    """P(right at the end | wrong when revealed), by the expert's revision."""
+    harm: float | None = None
+    """P(wrong at the end | right when revealed)."""
+
+
 class Curve(Record):
     """A training curve: loss against optimizer step."""
 
@@ -158,6 +184,8 @@ class RunSummary(Record):
     config: dict[str, JsonValue] = {}
     """The resolved configuration, nested."""
     config_hash: str = ""
+    inputs_digest: str = ""
+    """Digest of the files that the configuration names, "" if it names none."""
     seed: int
     machine: Machine
     versions: dict[str, str] = {}
@@ -173,6 +201,7 @@ class RunSummary(Record):
     controls: list[Control] = []
     stages: list[StageRecord] = []
     experts: list[ExpertRecord] = []
+    decodings: list[DecodingRecord] = []
     curves: list[Curve] = []
     notes: list[str] = []
     """Sentences for the reader, e.g. 'round 2 gained nothing: stopped by patience'."""

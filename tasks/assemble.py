@@ -10,10 +10,10 @@ from core.corruption.settings import RefineScope, RefineSettings
 from core.manifest import Ref, read_table
 from core.models.tokenizer import load_tokenizer
 from core.settings import Settings
-from core.stage import Output, Stage
+from core.stage import Output
 from core.worlds.scenes_grounding import ground
 from data_contracts import Drafts, Revisions, TrainingExamples
-from tasks.running import run
+from tasks.running import run, stage_of
 from tasks.workplace import Workplace
 
 
@@ -57,4 +57,4 @@ def assemble(
         output.commit(rows_in=refined.rows_in, ok=refined.rows_ok, facts=facts)
 
     inputs = {"tokenizer": [tokenizer], "drafts": drafts, "revisions": revisions, "replay": [replay]}
-    return run(place, Stage(name="assemble", version=1, config=config, inputs=inputs), compute, parent=parent)
+    return run(place, stage_of("assemble", config, inputs), compute, parent=parent)

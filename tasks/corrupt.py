@@ -13,9 +13,9 @@ from core.corruption.settings import MaskSettings, RevisionSettings
 from core.manifest import Ref, read_table
 from core.models.tokenizer import load_tokenizer
 from core.settings import Settings
-from core.stage import Output, Stage
+from core.stage import Output
 from data_contracts import HallucinationPairs, Samples, TrainingExamples
-from tasks.running import run
+from tasks.running import run, stage_of
 from tasks.workplace import Workplace
 
 
@@ -53,7 +53,7 @@ def pair(place: Workplace, config: PairConfig, samples: Ref, *, parent: str) -> 
         output.reject_frame(made.rejects)
         output.commit(rows_in=frame.height, ok=frame.height - made.rejects.height)
 
-    stage = Stage(name="pair", version=1, config=config, inputs={"samples": [samples]})
+    stage = stage_of("pair", config, {"samples": [samples]})
     return run(place, stage, compute, parent=parent)
 
 
@@ -73,7 +73,7 @@ def mask(place: Workplace, config: MaskConfig, tokenizer: Ref, samples: Ref, *, 
             ),
         )
 
-    stage = Stage(name="mask", version=1, config=config, inputs={"tokenizer": [tokenizer], "samples": [samples]})
+    stage = stage_of("mask", config, {"tokenizer": [tokenizer], "samples": [samples]})
     return run(place, stage, compute, parent=parent)
 
 
@@ -97,7 +97,7 @@ def corrupt(
         )
 
     inputs = {"tokenizer": [tokenizer], "samples": [samples], "pairs": [pairs] if pairs else []}
-    return run(place, Stage(name="corrupt", version=1, config=config, inputs=inputs), compute, parent=parent)
+    return run(place, stage_of("corrupt", config, inputs), compute, parent=parent)
 
 
 def _write(output: Output, corrupted: Corrupted) -> None:

@@ -1,6 +1,5 @@
 """Samples into the store: from the scene world, or from a user's file; and slices of them."""
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -8,16 +7,16 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from core.errors import InputError
+from core.fingerprint import file_digest, folder_digest
 from core.ingest.llava import ingest_llava
 from core.ingest.settings import IngestSettings
 from core.manifest import Ref, read_table
 from core.settings import Settings
-from core.stage import Output, Stage
+from core.stage import Output
 from core.store import put_image
 from core.worlds.scenes import synthesize
 from data_contracts import Samples
-from tasks.running import run
+from tasks.running import run, stage_of
 from tasks.workplace import Workplace
 
 _BATCH = 1000
@@ -54,7 +53,7 @@ def synth(place: Workplace, settings: SceneSlice, *, parent: str) -> State:
             output.write(Samples, frame, part=f"{start:08d}")
         output.commit(rows_in=settings.count * settings.captions)
 
-    return run(place, Stage(name="synth", version=1, config=settings), compute, parent=parent)
+    return run(place, stage_of("synth", settings), compute, parent=parent)
 
 
 class IngestConfig(Settings):
@@ -69,7 +68,7 @@ class IngestConfig(Settings):
 @task(cache_policy=NO_CACHE, task_run_name="ingest")
 def ingest(place: Workplace, path: Path, images: Path | None, settings: IngestSettings, *, parent: str) -> State:
     """Read a LLaVA-format file, check and store its images -> samples."""
-    config = IngestConfig(file_sha256=_file_digest(path), images_sha256=_folder_digest(images), settings=settings)
+    config = IngestConfig(file_sha256=file_digest(path), images_sha256=folder_digest(images), settings=settings)
 
     def compute(output: Output) -> None:
         rows_in = 0
@@ -82,7 +81,7 @@ def ingest(place: Workplace, path: Path, images: Path | None, settings: IngestSe
             splits.update(batch.samples["split"].to_list())
         output.commit(rows_in=rows_in, facts=dict(splits))
 
-    return run(place, Stage(name="ingest", version=1, config=config), compute, parent=parent)
+    return run(place, stage_of("ingest", config), compute, parent=parent)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="take {settings.split} {settings.start}")
@@ -95,23 +94,5 @@ def take(place: Workplace, samples: Ref, settings: SampleSlice, *, parent: str) 
         output.write(Samples, frame)
         output.commit(rows_in=frame.height)
 
-    stage = Stage(name="take", version=1, config=settings, inputs={"samples": [samples]})
+    stage = stage_of("take", settings, {"samples": [samples]})
     return run(place, stage, compute, parent=parent)
-
-
-def _file_digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read the data file {path}: {error.strerror}") from error
-
-
-def _folder_digest(folder: Path | None) -> str:
-    if folder is None:
-        return ""
-    if not folder.is_dir():
-        raise InputError(f"the image folder {folder} does not exist or is not a folder")
-    stats = ((file.relative_to(folder).as_posix(), file.stat()) for file in sorted(folder.rglob("*")) if file.is_file())
-    lines = (f"{name}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}\n" for name, stat in stats)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

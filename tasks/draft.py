@@ -8,10 +8,10 @@ from core.decoding.settings import DecodeSettings
 from core.drafting import draft as decode_drafts
 from core.manifest import Ref, read_table
 from core.settings import Settings
-from core.stage import Output, Stage
+from core.stage import Output
 from data_contracts import Drafts, Samples, Traces
 from tasks.compute import load_model, use_threads
-from tasks.running import run
+from tasks.running import run, stage_of
 from tasks.workplace import Workplace
 
 
@@ -44,11 +44,12 @@ def draft(place: Workplace, config: DraftConfig, model: Ref, samples: Ref, *, th
             round_index=config.round,
             model_digest=model.digest,
             trace_samples=config.traces,
+            on_progress=lambda done, total: output.progress(done, total, {}),
         )
         output.write(Drafts, drafted.drafts)
         output.write(Traces, drafted.traces, counted=False)
         output.reject_frame(drafted.rejects)
         output.commit(rows_in=rows.height * len(config.settings))
 
-    stage = Stage(name="draft", version=1, config=config, inputs={"model": [model], "samples": [samples]})
+    stage = stage_of("draft", config, {"model": [model], "samples": [samples]})
     return run(place, stage, compute, parent=parent)

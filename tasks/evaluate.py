@@ -11,10 +11,10 @@ from core.manifest import Ref, read_table
 from core.metrics.facts import measure, summarize
 from core.metrics.overlap import overlap_f1
 from core.settings import Settings
-from core.stage import Output, Stage
+from core.stage import Output
 from data_contracts import Evaluations, Samples
 from tasks.compute import load_model, use_threads
-from tasks.running import run
+from tasks.running import run, stage_of
 from tasks.workplace import Workplace
 
 
@@ -23,6 +23,8 @@ class EvaluateConfig(Settings):
 
     arm: str
     settings: tuple[str, ...]
+    first: int | None = None
+    """Answer only so many of the samples; None: all."""
     batch_size: int
     response_length: int
     seed: int
@@ -34,7 +36,7 @@ def evaluate(place: Workplace, config: EvaluateConfig, model: Ref, samples: Ref,
 
     def compute(output: Output) -> None:
         use_threads(threads)
-        rows = read_table(place.store, samples, Samples)
+        rows = read_table(place.store, samples, Samples).slice(0, config.first)
         answered = answer(
             load_model(place, model),
             rows,
@@ -42,13 +44,16 @@ def evaluate(place: Workplace, config: EvaluateConfig, model: Ref, samples: Ref,
             load_image=place.load_image,
             response_length=config.response_length,
             batch_size=config.batch_size,
+            on_progress=lambda done, total: output.progress(done, total, {}),
         )
         measured = measure_answers(answered.answers, rows, config.arm)
+        summaries = by_setting(measured, config.seed)
+        facts = {name: summary | {"seconds": answered.seconds[name]} for name, summary in summaries.items()}
         output.write(Evaluations, measured)
         output.reject_frame(answered.rejects)
-        output.commit(rows_in=rows.height * len(config.settings), facts={"settings": by_setting(measured, config.seed)})
+        output.commit(rows_in=rows.height * len(config.settings), facts={"settings": facts})
 
-    stage = Stage(name="evaluate", version=1, config=config, inputs={"model": [model], "samples": [samples]})
+    stage = stage_of("evaluate", config, {"model": [model], "samples": [samples]})
     return run(place, stage, compute, parent=parent)
 
 

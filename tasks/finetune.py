@@ -1,9 +1,7 @@
 """Models: a new one, and training on materialised rows."""
 
-import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -11,20 +9,24 @@ from prefect.client.schemas.objects import State
 
 from core.config import RunConfig
 from core.corruption.settings import ObjectiveSettings
-from core.manifest import Ref, canonical_json, read_manifest, read_table
+from core.fingerprint import checkpoint_digest
+from core.manifest import Ref, read_manifest, read_table
 from core.models.create import create_denoiser
 from core.models.denoiser import load_denoiser, save_denoiser
 from core.models.settings import ModelSettings
 from core.settings import Settings
-from core.stage import Output, Stage
+from core.stage import Output
 from core.training.batches import TrainingBatches
 from core.training.loop import train
 from core.training.settings import CURVES_FILE, TrainSettings, VisionSettings
 from core.training.vision import warm_up_vision
 from data_contracts import Samples, TrainingExamples
-from tasks.compute import load_model, use_threads
-from tasks.running import run
+from tasks.compute import load_model, return_memory, use_threads
+from tasks.running import run, stage_of
 from tasks.workplace import Workplace
+
+_TIMINGS = {"steps_per_second"}
+"""Metrics that differ between two equal trainings: MLflow has them; in a checkpoint they would change its digest."""
 
 
 class ModelConfig(Settings):
@@ -38,10 +40,7 @@ class ModelConfig(Settings):
     @classmethod
     def of(cls, config: RunConfig) -> "ModelConfig":
         """The part of a run's configuration that matters here."""
-        files = sorted(Path(config.model.checkpoint).glob("*")) if config.model.checkpoint else []
-        digests = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files if file.is_file()]
-        digest = hashlib.sha256(canonical_json(digests)).hexdigest() if digests else ""
-        return cls(model=config.model, seed=config.seed, checkpoint_sha256=digest)
+        return cls(model=config.model, seed=config.seed, checkpoint_sha256=checkpoint_digest(config.model.checkpoint))
 
 
 class VisionConfig(Settings):
@@ -78,7 +77,7 @@ def create_model(place: Workplace, config: ModelConfig, samples: Ref, *, parent:
         output.commit(rows_in=1, ok=1)
 
     reads = [] if config.model.tokenizer == "scenes" else [samples]
-    stage = Stage(name="create_model", version=1, config=config, inputs={"samples": reads}, kind="checkpoint")
+    stage = stage_of("create_model", config, {"samples": reads}, kind="checkpoint")
     return run(place, stage, compute, parent=parent)
 
 
@@ -104,7 +103,7 @@ def warm_up(place: Workplace, config: VisionConfig, model: Ref, samples: Ref, *,
         output.commit(rows_in=rows.height, ok=rows.height, facts={"loss": loss})
 
     inputs = {"model": [model], "samples": [samples]}
-    stage = Stage(name="warm_up", version=1, config=config, inputs=inputs, kind="checkpoint")
+    stage = stage_of("warm_up", config, inputs, kind="checkpoint")
     return run(place, stage, compute, parent=parent)
 
 
@@ -128,8 +127,9 @@ def finetune(
         curves: list[tuple[int, dict[str, float]]] = []
 
         def note(step: int, metrics: Mapping[str, float]) -> None:
-            curves.append((step, dict(metrics)))
+            curves.append((step, {name: value for name, value in metrics.items() if name not in _TIMINGS}))
             output.progress(step, config.train.steps, metrics)
+            return_memory()
 
         result = train(
             denoiser,
@@ -148,5 +148,5 @@ def finetune(
         output.commit(rows_in=rows.height, ok=rows.height, facts=facts)
 
     inputs = {"model": [model], "examples": [examples]}
-    stage = Stage(name="finetune", version=1, config=config, inputs=inputs, kind="checkpoint")
+    stage = stage_of("finetune", config, inputs, kind="checkpoint")
     return run(place, stage, compute, parent=parent)

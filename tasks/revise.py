@@ -19,9 +19,9 @@ from core.manifest import Ref, read_table
 from core.models.tokenizer import load_tokenizer
 from core.revising import revise as revise_drafts
 from core.settings import Settings
-from core.stage import Output, Stage
+from core.stage import Output
 from data_contracts import Drafts, Revisions
-from tasks.running import run
+from tasks.running import run, stage_of
 from tasks.workplace import Workplace
 
 
@@ -69,7 +69,7 @@ def revise(
         output.commit(rows_in=revisions.height, ok=ok, facts=facts)
 
     inputs = {"tokenizer": [tokenizer], "drafts": [drafts]}
-    return run(place, Stage(name="revise", version=1, config=config, inputs=inputs), compute, parent=parent)
+    return run(place, stage_of("revise", config, inputs), compute, parent=parent)
 
 
 def client_of(place: Workplace, expert: ExpertSettings) -> ExpertClient:

@@ -1,17 +1,26 @@
 """How every task runs its stage: compute it once, record it in MLflow, and say whether it was there already."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from prefect import get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import task_run
 from prefect.states import Completed
 
-from core.manifest import Manifest
+from core.manifest import Kind, Manifest, Ref
+from core.settings import Settings
 from core.stage import Output, Stage, StageResult, run_stage
 from tasks.narration import Bar, tell
 from tasks.tracking import DatasetInfo
+from tasks.versions import VERSIONS
 from tasks.workplace import Workplace
+
+
+def stage_of(
+    name: str, config: Settings, inputs: Mapping[str, Sequence[Ref]] | None = None, kind: Kind = "dataset"
+) -> Stage:
+    """A stage in its present version."""
+    return Stage(name=name, version=VERSIONS[name], config=config, inputs=inputs or {}, kind=kind)
 
 
 def run(place: Workplace, stage: Stage, compute: Callable[[Output], None], *, parent: str) -> State:

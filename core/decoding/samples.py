@@ -3,6 +3,7 @@
 Shapes: B rows, R tokens of a response, N image features, D width.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from core.errors import RowError
 from core.models.denoiser import Denoiser
 
 LoadImage = Callable[[str], NDArray[np.uint8]]
+OnDecoded = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class DecodedBatch:
     setting: DecodeSettings
     token_ids_BR: NDArray[np.int32]
     nfe: int
+    seconds: float
     writes: pl.DataFrame
 
 
@@ -48,17 +51,20 @@ def decode_samples(
     batch_size: int,
     record: bool,
     unusable: dict[int, RowError],
+    on_progress: OnDecoded = lambda _done, _total: None,
 ) -> Iterator[DecodedBatch]:
     """Decode every sample at every setting. The batches depend on `samples` and `batch_size` alone.
 
     Args:
         unusable: filled while iterating: row number -> why its prompt or image cannot be used.
+        on_progress: told how many of all (sample, setting) pairs are done, after each batch.
     """
     prompts = encode_prompts(model.tokenizer, samples["prompt"])
     reasons = [prompts.reason_P[index] for index in prompts.index_N]
     unusable |= {row: RowError(reason, samples["prompt"][row]) for row, reason in enumerate(reasons) if reason}
     ids = [prompts.ids_P[index].tolist() for index in prompts.index_N]
     shas: list[str | None] = samples["image_sha"].to_list()
+    done, total = 0, samples.height * len(settings)
     for batch in _batches([len(row) for row in ids], [sha is not None for sha in shas], unusable, batch_size):
         rows, images = _load([(row, shas[row]) for row in batch], load_image, unusable)
         if not rows:
@@ -74,6 +80,8 @@ def decode_samples(
                 response_length=response_length,
                 record=record,
             )
+            done += len(rows)
+            on_progress(done, total)
 
 
 def _decode_batch(
@@ -94,7 +102,7 @@ def _decode_batch(
         device=model.device,
     )
     schedule, policy = strategies(setting)
-    recorder = Recorder()
+    recorder, started = Recorder(), time.monotonic()
     decoded = decode(
         model,
         canvas,
@@ -110,6 +118,7 @@ def _decode_batch(
         setting=setting,
         token_ids_BR=decoded.token_ids_BR.numpy().astype(np.int32),
         nfe=decoded.nfe,
+        seconds=time.monotonic() - started,
         writes=recorder.frame(),
     )
 

@@ -1,9 +1,10 @@
-"""Confidence intervals by resampling scenes.
+"""Confidence intervals by resampling scenes, and, over several trainings, seeds and scenes.
 
-Shapes: S scenes, R resamples.
+Shapes: S scenes, R resamples, K seeds.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,5 +34,42 @@ def ratio_interval(
     """
     below_R = times_RS @ denominator_S
     values_R = (times_RS @ numerator_S)[below_R > 0] / below_R[below_R > 0]
+    return central(values_R)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NestedResamples:
+    """Resamples of K seeds, and within each drawn seed of its S scenes: the same for every arm, so that arms pair up.
+
+    seed_RK: which seed each of the K places of a resample holds. times_RKS: how often each scene of it is drawn.
+    """
+
+    seed_RK: NDArray[np.int64]
+    times_RKS: NDArray[np.float64]
+
+    @classmethod
+    def draw(cls, seeds: int, scenes: int, resamples: int = RESAMPLES) -> "NestedResamples":
+        """Draw them; always the same ones for the same numbers."""
+        stream = rng("nested bootstrap", seeds, scenes)
+        times_RKS = stream.multinomial(scenes, np.full(scenes, 1 / scenes), size=(resamples, seeds))
+        return cls(seed_RK=stream.integers(seeds, size=(resamples, seeds)), times_RKS=times_RKS.astype(np.float64))
+
+    def means(self, scores_KS: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The mean over seeds and scenes in each resample, (R,)."""
+        scenes = scores_KS.shape[1]
+        sums_RK = np.einsum("rks,rks->rk", self.times_RKS, scores_KS[self.seed_RK])
+        means_R: NDArray[np.float64] = sums_RK.mean(axis=1) / scenes
+        return means_R
+
+
+def central(values_R: NDArray[np.float64]) -> tuple[float, float]:
+    """The central `LEVEL` interval of a bootstrapped value."""
     low, high = np.quantile(values_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def p_value(differences_R: NDArray[np.float64]) -> float:
+    """Two-sided bootstrap p of "the difference is 0": twice the smaller tail, at least 2 / (R + 1)."""
+    resamples = len(differences_R)
+    tail = min((differences_R <= 0).sum(), (differences_R >= 0).sum())
+    return float(min(1.0, 2 * (tail + 1) / (resamples + 1)))

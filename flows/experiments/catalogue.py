@@ -1,0 +1,83 @@
+"""What each experiment compares. An arm is a model of the lab, decoded in some settings.
+
+Responses have 48 tokens, so that forwards are 48, 24, 12, 6 at 1, 2, 4, 8 tokens a step, and 16 and 10 with four extra
+refining steps; "3 freeze" and "5 freeze" are mask-predict with as many forwards as those.
+"""
+
+from core.settings import Settings
+
+FROZEN = ("1 freeze", "2 freeze", "4 freeze", "8 freeze")
+REFINING = ("1 refine", "2 refine", "4 refine", "8 refine", "4+4 refine", "8+4 refine")
+EQUAL_FORWARDS = ("3 freeze", "5 freeze")
+
+
+class Arm(Settings):
+    """A model of the lab (a recipe of `flows.experiments.lab`) and the decoder settings that it is measured in."""
+
+    model: str
+    settings: tuple[str, ...]
+
+
+class Experiment(Settings):
+    """A question, and the arms that answer it."""
+
+    title: str
+    arms: dict[str, Arm]
+
+
+CATALOGUE = {
+    "RD-2": Experiment(
+        title="Quality against speed: base, mask-predict on the same data for the same steps, ReDiff",
+        arms={
+            "base": Arm(model="base", settings=FROZEN),
+            "mask_predict": Arm(model="mask-predict", settings=FROZEN + EQUAL_FORWARDS),
+            "mask_predict_refine": Arm(model="mask-predict", settings=REFINING),
+            "rediff": Arm(model="round 2", settings=REFINING),
+            "rediff_freeze": Arm(model="round 2", settings=FROZEN + EQUAL_FORWARDS),
+        },
+    ),
+    "RD-3": Experiment(
+        title="Stages: none, I alone, II alone (for the steps of both), I and II",
+        arms={
+            "none": Arm(model="base", settings=FROZEN),
+            "I": Arm(model="stage 1", settings=REFINING),
+            "II": Arm(model="stage 2 alone", settings=REFINING),
+            "I+II": Arm(model="round 1", settings=REFINING),
+        },
+    ),
+    "RD-5": Experiment(
+        title="Rounds 0, 1, 2, and a control: round 1 trained on for the steps of round 2 without new drafts",
+        arms={
+            "round 0": Arm(model="stage 1", settings=REFINING),
+            "round 1": Arm(model="round 1", settings=REFINING),
+            "round 2": Arm(model="round 2", settings=REFINING),
+            "round 1, more steps": Arm(model="round 1, more steps", settings=REFINING),
+        },
+    ),
+    "RD-7": Experiment(
+        title="The trained model with refining on and off",
+        arms={
+            "refining on": Arm(model="round 2", settings=REFINING),
+            "refining off": Arm(model="round 2", settings=FROZEN),
+        },
+    ),
+    "RD-15": Experiment(
+        title="Stage II from stage 1 on the same drafts: equation 5 as published, and what each change adds",
+        arms={
+            "published": Arm(model="eq. 5", settings=REFINING),
+            "trajectory input": Arm(model="eq. 5, trajectory input", settings=REFINING),
+            "full loss": Arm(model="full loss", settings=REFINING),
+            "full loss, error-free drafts kept": Arm(model="full loss, error-free kept", settings=REFINING),
+            "all three": Arm(model="round 1", settings=REFINING),
+        },
+    ),
+}
+
+
+def settings_by_model(experiments: list[str]) -> dict[str, tuple[str, ...]]:
+    """Every model that the experiments need, with all the settings that it is measured in, each once."""
+    wanted: dict[str, dict[str, None]] = {}
+    for name in experiments:
+        for arm in CATALOGUE[name].arms.values():
+            wanted.setdefault(arm.model, {}).update(dict.fromkeys(arm.settings))
+    return {model: tuple(settings) for model, settings in wanted.items()}

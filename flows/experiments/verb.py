@@ -1,0 +1,96 @@
+"""The verb `experiment`: measure what is missing, seed by seed, then write tables and figures of all seeds."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from core.config import RunConfig
+from core.errors import ConfigError
+from core.protocol import protocol_digest
+from flows.experiments.catalogue import CATALOGUE
+from flows.experiments.tables import write_tables
+from flows.reporting import config_hash, machine, versions
+from flows.running import DONE, FAILED, reason_of, say
+from flows.session import session
+
+
+def run_experiments(config: RunConfig, names: Sequence[str], seeds: Sequence[int], out: Path) -> int:
+    """Write out/<ID>/seed<k>.json where it is missing or of another configuration; then the tables."""
+    unknown = sorted(set(names) - set(CATALOGUE))
+    if unknown:
+        raise ConfigError(f"no experiment {', '.join(unknown)}: there are {', '.join(CATALOGUE)}")
+    if config.data.source != "scenes":
+        raise ConfigError("experiments need the scene world, whose facts are known: set data.source = 'scenes'")
+    protocol = protocol_digest()
+    for seed in seeds:
+        seeded = config.model_copy(update={"seed": seed})
+        missing = [name for name in names if not _there(out, name, seeded, protocol)]
+        if missing and not _measure(seeded, missing, out, protocol):
+            return FAILED
+    for path in write_tables(out):
+        say(f"wrote {path}")
+    return DONE
+
+
+def _measure(config: RunConfig, names: list[str], out: Path, protocol: str) -> bool:
+    run = f"experiment-seed{config.seed}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    with session(config) as place:  # it sets the environment that the imports read
+        from flows.experiments.seed import Stopwatch, measure_seed
+        from flows.lost_runs import mark_lost_runs
+        from tasks.narration import narrated
+
+        say(f"seed {config.seed}: {', '.join(names)}  ·  Prefect {os.environ['PREFECT_API_URL'].removesuffix('/api')}")
+        mark_lost_runs()
+        watch = Stopwatch()
+        values = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json")}
+        with narrated():
+            state = measure_seed(**values, run=run, experiments=names, return_state=True)
+        if not state.is_completed():
+            say(f"[red]{run} failed[/]: {reason_of(state)}. What is finished is kept: give the command again.")
+            return False
+        about = {"command": shlex.join(["redraft", *sys.argv[1:]]), "time": watch.read(), "protocol": protocol}
+        for name, rows in state.result().items():
+            say(f"wrote {_write(out, name, config, rows, about)}")
+    return True
+
+
+def _write(out: Path, name: str, config: RunConfig, rows: list[dict[str, Any]], about: dict[str, Any]) -> Path:
+    path = _path(out, name, config.seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = {
+        "experiment": name,
+        "seed": config.seed,
+        **about,
+        "config_hash": config_hash(config),
+        "versions": versions(),
+        "machine": machine().model_dump(mode="json", exclude={"host"}),
+        "rows": rows,
+    }
+    partial = path.with_suffix(".partial")
+    partial.write_text(_compact(result))
+    partial.replace(path)
+    return path
+
+
+def _compact(result: dict[str, Any]) -> str:
+    """JSON with one line a row: a diff shows which rows changed."""
+    rows = ",\n  ".join(json.dumps(row) for row in result["rows"])
+    head = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1)
+    return f'{head[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n'
+
+
+def _there(out: Path, name: str, config: RunConfig, protocol: str) -> bool:
+    try:
+        known = json.loads(_path(out, name, config.seed).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(known["config_hash"] == config_hash(config) and known["protocol"] == protocol)
+
+
+def _path(out: Path, name: str, seed: int) -> Path:
+    return out / name / f"seed{seed}.json"
