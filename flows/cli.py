@@ -127,7 +127,7 @@ def lineage(ref: str, *, config: Config = _DEFAULTS, json: Json = False) -> int:
 def experiment(
     *names: str, config: Config = _DEFAULTS, seeds: tuple[int, ...] = (1, 2, 3), out: Path = Path("results/experiments")
 ) -> int:
-    """Measure experiments of the papers seed by seed (RD-2, RD-3, RD-5, RD-7, RD-15), and write tables and figures.
+    """Measure experiments of the papers (trials, RD-2, RD-3, RD-5, RD-7, RD-15) seed by seed; write tables, figures.
 
     A seed that is there already, with the same configuration and protocol, is not measured again.
 

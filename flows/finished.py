@@ -10,8 +10,7 @@ from core.errors import InputError
 from core.fingerprint import inputs_digest
 from core.stage import intact
 from core.store import Store
-from flows.reporting import config_hash, read_summary
-from flows.summary import RunSummary, StageRecord
+from flows.summary import RunSummary, StageRecord, config_hash, read_summary
 from tasks.versions import VERSIONS
 
 

@@ -12,9 +12,9 @@ from core.manifest import MANIFEST, Manifest, Ref, read_manifest
 from core.store import Store
 from flows.lineage import ancestors
 from flows.report import results_table
-from flows.reporting import read_summary
 from flows.running import emit
 from flows.session import home, session, workplace
+from flows.summary import read_summary
 
 
 def show_status(config: RunConfig, *, json: bool) -> int:

@@ -1,20 +1,14 @@
 """From the refs of a finished run to summary.json, report.html and the tables in MLflow."""
 
-import hashlib
 import json
-import platform
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
-import psutil
 
-from core.config import RunConfig
-from core.errors import InputError
 from core.fingerprint import inputs_digest
-from core.manifest import Ref, canonical_json, read_manifest, read_table
+from core.manifest import Ref, read_manifest, read_table
 from core.metrics.facts import controls, measure
 from core.metrics.traces import repair_of, stability_of
 from core.models.tokenizer import load_tokenizer
@@ -32,8 +26,10 @@ from flows.summary import (
     ExpertRecord,
     GalleryItem,
     GallerySegment,
-    Machine,
     RunSummary,
+    config_hash,
+    machine,
+    versions,
 )
 from tasks.workplace import Workplace
 
@@ -43,7 +39,6 @@ if TYPE_CHECKING:
 
 GALLERY = 18
 """Drafts that the report shows."""
-_LIBRARIES = ("redraft", "torch", "transformers", "prefect", "mlflow", "polars", "openai")
 
 
 def publish(place: Workplace, result: "RunResult", parent: str, command: str) -> Path:
@@ -138,12 +133,6 @@ def ground_truth_known(store: Store, samples: Ref) -> bool:
     """Do the references describe scenes whose every fact can be checked?"""
     reference = read_table(store, samples, Samples)["reference"][0]
     return measure(reference, reference)["score"] is not None
-
-
-def config_hash(config: RunConfig) -> str:
-    """16 hex digits that change with any setting that may change a result."""
-    decisive = config.model_dump(mode="json", exclude={"place", "compute"})
-    return hashlib.sha256(canonical_json(decisive)).hexdigest()[:16]
 
 
 def _controls(store: Store, test: Ref, seed: int) -> list[Control]:
@@ -256,26 +245,3 @@ def _item(place: Workplace, row: dict[str, Any]) -> GalleryItem:
 def _metric_name(arm: ArmResult) -> str:
     decoding = "refine" if arm.refining else "freeze"
     return f"test/{arm.arm}/{decoding}/{arm.setting.replace('+', '_plus_')}"
-
-
-def machine() -> Machine:
-    """This machine."""
-    return Machine(
-        host=platform.node(),
-        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
-        cpus=psutil.cpu_count() or 1,
-        memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
-    )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the results depend on."""
-    return {name: version(name) for name in _LIBRARIES}
-
-
-def read_summary(path: Path) -> RunSummary:
-    """A run's summary. Raises InputError if there is none."""
-    try:
-        return RunSummary.model_validate_json(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"no summary of a run at {path}: {error}") from error

@@ -15,9 +15,8 @@ from core.config import RunConfig
 from core.errors import InputError
 from flows.finished import finished_run
 from flows.report import results_table
-from flows.reporting import read_summary
 from flows.session import home, session, workplace
-from flows.summary import RunSummary
+from flows.summary import RunSummary, read_summary
 
 DONE, FAILED, PARTIAL = 0, 1, 3
 _console = Console(stderr=True)

@@ -5,11 +5,21 @@ list of `GalleryItem`s to `flows.report.write_report`. `RunSummary.model_validat
 Images are no part of summary.json.
 """
 
+import hashlib
+import platform
 from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Literal
 
+import psutil
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from core.config import RunConfig
+from core.errors import InputError
+from core.manifest import canonical_json
+
+_LIBRARIES = ("redraft", "torch", "transformers", "prefect", "mlflow", "polars", "openai")
 Counts = dict[str, int]
 
 
@@ -241,3 +251,32 @@ class GalleryItem(Record):
     score_draft: float | None = None
     score_revised: float | None = None
     score_final: float | None = None
+
+
+def config_hash(config: RunConfig) -> str:
+    """16 hex digits that change with any setting that may change a result."""
+    decisive = config.model_dump(mode="json", exclude={"place", "compute"})
+    return hashlib.sha256(canonical_json(decisive)).hexdigest()[:16]
+
+
+def machine() -> Machine:
+    """This machine."""
+    return Machine(
+        host=platform.node(),
+        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpus=psutil.cpu_count() or 1,
+        memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the results depend on."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def read_summary(path: Path) -> RunSummary:
+    """A run's summary. Raises InputError if there is none."""
+    try:
+        return RunSummary.model_validate_json(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"no summary of a run at {path}: {error}") from error

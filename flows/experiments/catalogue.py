@@ -4,6 +4,8 @@ Responses have 48 tokens, so that forwards are 48, 24, 12, 6 at 1, 2, 4, 8 token
 refining steps; "3 freeze" and "5 freeze" are mask-predict with as many forwards as those.
 """
 
+from typing import Literal
+
 from core.settings import Settings
 
 FROZEN = ("1 freeze", "2 freeze", "4 freeze", "8 freeze")
@@ -23,9 +25,21 @@ class Experiment(Settings):
 
     title: str
     arms: dict[str, Arm]
+    split: Literal["test", "dev"] = "test"
 
+
+RATES = ("5e-4", "1e-3", "2e-3")
+"""Learning rates tried on the dev scenes: as many trials for mask-predict as for ReDiff."""
 
 CATALOGUE = {
+    "trials": Experiment(
+        title="Tuning: the learning rate of mask-predict, and of ReDiff's stages, on the dev scenes",
+        split="dev",
+        arms={
+            **{f"mask-predict, lr {rate}": Arm(model=f"mask-predict, lr {rate}", settings=FROZEN) for rate in RATES},
+            **{f"ReDiff, lr {rate}": Arm(model=f"round 1, lr {rate}", settings=REFINING) for rate in RATES},
+        },
+    ),
     "RD-2": Experiment(
         title="Quality against speed: base, mask-predict on the same data for the same steps, ReDiff",
         arms={
@@ -74,10 +88,10 @@ CATALOGUE = {
 }
 
 
-def settings_by_model(experiments: list[str]) -> dict[str, tuple[str, ...]]:
-    """Every model that the experiments need, with all the settings that it is measured in, each once."""
-    wanted: dict[str, dict[str, None]] = {}
+def settings_by_model(experiments: list[str]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """(model, split) that the experiments need -> all the settings that it is measured in, each once."""
+    wanted: dict[tuple[str, str], dict[str, None]] = {}
     for name in experiments:
         for arm in CATALOGUE[name].arms.values():
-            wanted.setdefault(arm.model, {}).update(dict.fromkeys(arm.settings))
-    return {model: tuple(settings) for model, settings in wanted.items()}
+            wanted.setdefault((arm.model, CATALOGUE[name].split), {}).update(dict.fromkeys(arm.settings))
+    return {key: tuple(settings) for key, settings in wanted.items()}

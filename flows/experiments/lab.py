@@ -30,6 +30,7 @@ class Lab:
     def __init__(self, config: RunConfig, place: Workplace, parent: str) -> None:
         self.config, self.place, self.parent = config, place, parent
         self.beside = config.compute.beside
+        self.rounds_made = 2
         self._made: dict[str, Model] = {}
 
     def model(self, name: str) -> Model:
@@ -51,12 +52,15 @@ class Lab:
     @cached_property
     def rounds(self) -> list[Round]:
         """Both rounds, whatever the first one gained."""
-        patient = self.config.rounds.model_copy(update={"n": 2, "patience": 2})
+        patient = self.config.rounds.model_copy(update={"n": self.rounds_made, "patience": self.rounds_made})
         config = self.config.model_copy(update={"rounds": patient})
         return self_correction(config, self.place, self.ground, self.start, self.ground.used, self.parent)
 
     def _recipe(self, name: str) -> Model:
         config = self.config
+        if ", lr " in name:
+            kind, rate = name.split(", lr ")
+            return self._at_rate(float(rate)).model(kind)
         match name:
             case "base":
                 return self.ground.base
@@ -83,6 +87,15 @@ class Lab:
             "full loss": (PUBLISHED, "full"),
             "full loss, error-free kept": (PUBLISHED, "response"),
         }
+
+    def _at_rate(self, lr: float) -> "Lab":
+        """A lab whose trainings after the base have another learning rate; one round is enough to compare them."""
+        rates = {
+            name: getattr(self.config, name).model_copy(update={"lr": lr}) for name in ("stage1", "stage2", "control")
+        }
+        other = Lab(self.config.model_copy(update=rates), self.place, self.parent)
+        other.rounds_made = 1
+        return other
 
     def _variant(self, refine: RefineSettings, scope: RefineScope) -> Model:
         """Stage II from stage 1 on the drafts of round 1."""

@@ -28,28 +28,30 @@ def measure_seed(config: dict[str, Any], place: dict[str, Any], run: str, experi
     settings, here = parse_config(config, run), Workplace.model_validate(place)
     runner = ThreadPoolTaskRunner(max_workers=max(1, settings.compute.threads // settings.compute.beside))
     parent = open_pipeline(here, run, {"redraft.run": run, "redraft.config": settings.name}, config)
-    measured = _measured.with_options(task_runner=runner)(settings, here, experiments, parent)
+    models, evaluations = _measured.with_options(task_runner=runner)(settings, here, experiments, parent)
     here.tracker.finish(parent, "FINISHED")
-    return {name: rows_of(here, name, *measured) for name in experiments}
+    return {name: rows_of(here, name, models, evaluations) for name in experiments}
 
 
 @flow(name="arms", flow_run_name="arms")
 def _measured(
     config: RunConfig, place: Workplace, experiments: list[str], parent: str
-) -> tuple[dict[str, Ref], dict[str, Ref], Ref]:
-    """Models by name, their evaluations by name, and the test samples."""
+) -> tuple[dict[str, Ref], dict[tuple[str, str], Ref]]:
+    """Models by name, and evaluations by (model, split)."""
     lab, wanted = Lab(config, place, parent), settings_by_model(experiments)
-    first = sorted(wanted, key=lambda name: name != "mask-predict")  # the longest training, which needs the base alone
+    names = dict.fromkeys(name for name, _ in wanted)
+    first = sorted(names, key=lambda name: not name.startswith("mask-predict"))  # long, and they need the base alone
     pending = {name: lab.model(name) for name in first}
     futures = {name: model for name, model in pending.items() if not isinstance(model, Ref)}
     finished = dict(zip(futures, gather(list(futures.values()), "trainings"), strict=True))
     models = {name: finished.get(name, model) for name, model in pending.items()}
+    scenes = {"test": lab.ground.test, "dev": lab.ground.dev}
     evaluations = [
-        evaluate.submit(place, _measuring(config, name, settings), models[name], lab.ground.test,
+        evaluate.submit(place, _measuring(config, name, settings), models[name], scenes[split],
                         threads=config.compute.beside, parent=parent)
-        for name, settings in wanted.items()
+        for (name, split), settings in wanted.items()
     ]  # fmt: skip
-    return models, dict(zip(wanted, gather(evaluations, "evaluations"), strict=True)), lab.ground.test
+    return models, dict(zip(wanted, gather(evaluations, "evaluations"), strict=True))
 
 
 def _measuring(config: RunConfig, model: str, settings: tuple[str, ...]) -> EvaluateConfig:
@@ -62,12 +64,18 @@ def _measuring(config: RunConfig, model: str, settings: tuple[str, ...]) -> Eval
     )
 
 
-def rows_of(place: Workplace, experiment: str, models: dict[str, Ref], evaluations: dict[str, Ref], test: Ref) -> Rows:
-    """One row an arm and setting: the summary, and the score of every scene in the order of the test samples."""
+def rows_of(place: Workplace, experiment: str, models: dict[str, Ref], evaluations: dict[tuple[str, str], Ref]) -> Rows:
+    """One row an arm and setting: the summary, and the score of every scene in the order of the samples' names."""
+    split = CATALOGUE[experiment].split
     rows = []
     for arm, wanted in CATALOGUE[experiment].arms.items():
-        store, model, evaluation = place.store, models[wanted.model], evaluations[wanted.model]
-        facts = read_manifest(store, evaluation.uri).facts["settings"]
+        store, model, evaluation = (
+            place.store,
+            models[wanted.model],
+            evaluations[wanted.model, split],
+        )
+        about = read_manifest(store, evaluation.uri)
+        facts, samples = about.facts["settings"], about.parents["samples"][0]
         steps = int(read_manifest(store, model.uri).facts["train_steps"])
         scenes = read_table(store, evaluation, Evaluations).sort("sample_id")
         for setting in wanted.settings:
@@ -77,7 +85,7 @@ def rows_of(place: Workplace, experiment: str, models: dict[str, Ref], evaluatio
                 {
                     "arm": arm, "model": wanted.model, "setting": setting, "policy": shape["policy"],
                     "tokens_per_step": shape["tokens_per_step"], "extra_steps": shape["extra_steps"],
-                    "train_steps": steps, "model_digest": model.digest, "test_digest": test.digest,
+                    "train_steps": steps, "model_digest": model.digest, "samples_digest": samples.digest,
                     **{key: _rounded(value) for key, value in facts[setting].items()},
                     "scores": [round(score, 3) for score in found["score"]],
                 }

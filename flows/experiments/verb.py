@@ -11,12 +11,12 @@ from typing import Any
 
 from core.config import RunConfig
 from core.errors import ConfigError
-from core.protocol import protocol_digest
+from flows.environment import applied, environment
 from flows.experiments.catalogue import CATALOGUE
 from flows.experiments.tables import write_tables
-from flows.reporting import config_hash, machine, versions
 from flows.running import DONE, FAILED, reason_of, say
-from flows.session import session
+from flows.session import home, session
+from flows.summary import config_hash, machine, versions
 
 
 def run_experiments(config: RunConfig, names: Sequence[str], seeds: Sequence[int], out: Path) -> int:
@@ -26,7 +26,10 @@ def run_experiments(config: RunConfig, names: Sequence[str], seeds: Sequence[int
         raise ConfigError(f"no experiment {', '.join(unknown)}: there are {', '.join(CATALOGUE)}")
     if config.data.source != "scenes":
         raise ConfigError("experiments need the scene world, whose facts are known: set data.source = 'scenes'")
-    protocol = protocol_digest()
+    with applied(environment(home())):  # before the libraries that read it are imported
+        from core.protocol import protocol_digest
+
+        protocol = protocol_digest()
     for seed in seeds:
         seeded = config.model_copy(update={"seed": seed})
         missing = [name for name in names if not _there(out, name, seeded, protocol)]

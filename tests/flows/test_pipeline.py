@@ -19,8 +19,8 @@ from core.worlds.scenes import synthesize
 from data_contracts import Samples
 from flows.foundation import samples_of
 from flows.pipeline import champion_of, redraft_run, redraft_scheduled
-from flows.reporting import read_summary
 from flows.servers import Servers
+from flows.summary import read_summary
 from tasks.workplace import Workplace
 
 
