@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Engine, Float, String, create_engine, delete, event, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from core.errors import StoreError
@@ -44,10 +44,18 @@ def open_database(url: str) -> Engine:
             connection.execute("PRAGMA synchronous=NORMAL")
 
     try:
-        Base.metadata.create_all(engine)
+        _create_tables(engine)
     except OperationalError as error:
         raise StoreError(f"cannot open the database {engine.url.render_as_string()}: {error.orig}") from error
     return engine
+
+
+def _create_tables(engine: Engine) -> None:
+    """Two processes may begin at once: what was not there when this one looked, the other may have made since."""
+    try:
+        Base.metadata.create_all(engine)
+    except (OperationalError, ProgrammingError, IntegrityError):  # the drivers' names for "it exists already"
+        Base.metadata.create_all(engine)
 
 
 class Claims:

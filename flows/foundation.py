@@ -86,7 +86,15 @@ def _ingested(config: RunConfig, place: Workplace, parent: str) -> Ref | None:
     if not config.data.path:
         raise ConfigError("data.source = 'llava' needs a file: --data FILE, or data.path in the configuration")
     images = Path(config.data.images) if config.data.images else None
-    return only(ingest.submit(place, Path(config.data.path), images, config.ingest, parent=parent), "ingestion")
+    found = only(ingest.submit(place, Path(config.data.path), images, config.ingest, parent=parent), "ingestion")
+    splits = read_manifest(place.store, found.uri).facts
+    for split in ("train", "dev", "test"):
+        if not splits.get(split):
+            raise ConfigError(
+                f"none of the {sum(splits.values())} usable rows of {config.data.path} fell into the {split} split: "
+                "give more images, or change ingest.train and ingest.dev"
+            )
+    return found
 
 
 def _train_rows(config: RunConfig, place: Workplace, ingested: Ref | None) -> int:

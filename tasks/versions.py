@@ -6,7 +6,7 @@ Import-light: the command line compares a finished run with it before it starts 
 VERSIONS = {
     "assemble": 1,
     "corrupt": 1,
-    "create_model": 1,
+    "create_model": 2,
     "draft": 1,
     "evaluate": 1,
     "finetune": 1,

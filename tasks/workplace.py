@@ -8,6 +8,7 @@ import numpy as np
 from sqlalchemy import Engine
 
 from core.claims import Claims, open_database
+from core.errors import StoreError
 from core.ingest.images import decode
 from core.manifest import Ref, read_manifest
 from core.settings import Settings
@@ -53,8 +54,14 @@ class Workplace(Settings):
         return self.home / "work"
 
     def image_bytes(self, sha: str) -> bytes:
-        """An image's encoded bytes, checked against its sha."""
-        return read_verified(self.store, image_path(sha), sha)
+        """An image's encoded bytes, checked against its sha. Raises StoreError if it is lost or damaged."""
+        try:
+            return read_verified(self.store, image_path(sha), sha)
+        except StoreError as error:
+            raise StoreError(
+                f"a stored image is lost: {error}. Remove the folder of the samples that name it "
+                f"(datasets/synth-* or datasets/ingest-* in {self.store.uri}) and run again: they are stored anew"
+            ) from error
 
     @property
     def load_image(self) -> Callable[[str], np.ndarray]:

@@ -86,14 +86,19 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: pl.Series) -> Prompts:
-    """Encode each distinct prompt of a column once."""
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: pl.Series, response_length: int) -> Prompts:
+    """Encode each distinct prompt of a column once.
+
+    Reasons: special_token, unknown_token, prompt_too_long (with the response it exceeds the tokenizer's
+    `model_max_length`).
+    """
     distinct = prompts.unique(maintain_order=True)
     table = pl.DataFrame({"prompt": distinct, "index": np.arange(distinct.len())})
     index = pl.DataFrame({"prompt": prompts}).join(table, on="prompt", how="left", maintain_order="left")["index"]
     ids = [np.array(prompt_ids(tokenizer, prompt), dtype=np.int32) for prompt in distinct]
     vocab = vocabulary(tokenizer)
-    reasons = [_prompt_reason(vocab, row) for row in ids]
+    room = tokenizer.model_max_length - response_length
+    reasons = ["prompt_too_long" if len(row) > room else _prompt_reason(vocab, row) for row in ids]
     return Prompts(ids_P=ids, index_N=index.to_numpy().astype(np.int64), reason_P=reasons)
 
 

@@ -59,7 +59,7 @@ def decode_samples(
         unusable: filled while iterating: row number -> why its prompt or image cannot be used.
         on_progress: told how many of all (sample, setting) pairs are done, after each batch.
     """
-    prompts = encode_prompts(model.tokenizer, samples["prompt"])
+    prompts = encode_prompts(model.tokenizer, samples["prompt"], response_length)
     reasons = [prompts.reason_P[index] for index in prompts.index_N]
     unusable |= {row: RowError(reason, samples["prompt"][row]) for row, reason in enumerate(reasons) if reason}
     ids = [prompts.ids_P[index].tolist() for index in prompts.index_N]

@@ -18,8 +18,9 @@ def create_denoiser(settings: ModelSettings, texts: Iterable[str], *, seed: int)
         tokenizer = build_word_tokenizer(VOCABULARY)
     else:
         tokenizer = train_bpe_tokenizer(texts, settings.vocab_size)
+    tokenizer.model_max_length = settings.prompt_length + settings.response_length
     config = SceneDenoiserConfig(
-        max_length=settings.prompt_length + settings.response_length,
+        max_length=tokenizer.model_max_length,
         hidden_size=settings.hidden_size,
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,

@@ -17,10 +17,14 @@ from core.manifest import MANIFEST, Manifest, Ref, read_manifest, read_table
 from core.store import LocalStore, image_path
 from core.worlds.scenes import synthesize
 from data_contracts import Samples
+from flows.experiments.catalogue import CATALOGUE
+from flows.experiments.seed import measure_seed
+from flows.finished import finished_run
 from flows.foundation import samples_of
 from flows.pipeline import champion_of, redraft_run, redraft_scheduled
 from flows.servers import Servers
 from flows.summary import read_summary
+from tasks.versions import VERSIONS
 from tasks.workplace import Workplace
 
 
@@ -110,6 +114,42 @@ def test_a_finished_run_does_no_work_again(finished, config, place):
     assert again.is_completed()
     assert manifests(place) == before
     assert requests_served(place) == asked
+
+
+def test_a_finished_run_is_known_without_a_server_as_long_as_its_outputs_verify(finished, config, place, monkeypatch):
+    store, reports = LocalStore(place.home / "store"), place.home / "reports"
+    known = finished_run(config, store, reports)
+    assert known is not None
+    assert known.run in {"smoke-first", "smoke-again"}
+    assert finished_run(config.model_copy(update={"seed": 5}), store, reports) is None
+    part = place.home / "store" / known.stages[-1].uri / "evaluations-00000.parquet"
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-1])
+    assert finished_run(config, store, reports) is None, "a truncated part is work to do"
+    part.write_bytes(whole)
+    monkeypatch.setitem(VERSIONS, "draft", VERSIONS["draft"] + 1)
+    assert finished_run(config, store, reports) is None, "so is a stage that has changed"
+
+
+def test_an_experiment_takes_what_a_run_has_made_and_gives_a_row_an_arm_and_setting(finished, config, place):
+    before = manifests(place)
+    values = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json")}
+    state = measure_seed(**values, run="smoke-experiment", experiments=["RD-2", "RD-7"], return_state=True)
+    assert state.is_completed(), state.message
+    found = state.result()
+    added = {manifest.producer.stage for folder, manifest in manifests(place).items() if folder not in before}
+    assert added == {"evaluate"}, "the models are those of the run"
+    wanted = [(arm, setting) for arm, one in CATALOGUE["RD-2"].arms.items() for setting in one.settings]
+    assert [(row["arm"], row["setting"]) for row in found["RD-2"]] == wanted
+    one = next(row for row in found["RD-2"] if row["setting"] == "5 freeze")
+    assert one["nfe"] == 10
+    assert one["train_steps"] == 110
+    assert len(one["scores"]) == config.data.test
+    assert sum(one["scores"]) / len(one["scores"]) == pytest.approx(one["score"], abs=1e-2)
+    both = {row["setting"]: row["scores"] for row in found["RD-7"]}
+    assert both["8 refine"] == next(
+        r["scores"] for r in found["RD-2"] if (r["arm"], r["setting"]) == ("rediff", "8 refine")
+    )
 
 
 def test_mlflow_shows_the_tree_of_runs_with_inputs_and_models(finished, place, running_servers):

@@ -66,10 +66,17 @@ def test_a_tokenizer_without_a_mask_is_refused_with_what_to_do():
 
 
 def test_each_distinct_prompt_is_encoded_once():
-    prompts = encode_prompts(TOKENIZER, pl.Series(["the image", "describe", "the image", "the _"]))
+    prompts = encode_prompts(TOKENIZER, pl.Series(["the image", "describe", "the image", "the _"]), 5)
     assert [row.tolist() for row in prompts.ids_P] == [ids("the image"), ids("describe"), [WORDS.index("the"), UNK]]
     assert prompts.index_N.tolist() == [0, 1, 0, 2]
     assert prompts.reason_P == [None, None, "unknown_token"]
+
+
+def test_a_prompt_that_leaves_no_room_for_the_response_is_told_apart():
+    tokenizer = word_tokenizer()
+    tokenizer.model_max_length = 7
+    prompts = encode_prompts(tokenizer, pl.Series(["the image", "the red image"]), 5)
+    assert prompts.reason_P == [None, "prompt_too_long"]
 
 
 def test_a_chat_template_wraps_the_prompt():

@@ -1,0 +1,138 @@
+"""Tables over seeds, on results whose truth is known. That seeds are measured is tested with the loop."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.config import RunConfig
+from core.errors import ConfigError
+from flows.experiments.catalogue import CATALOGUE, FROZEN
+from flows.experiments.claims import CLAIMS
+from flows.experiments.tables import BEGIN, END, load, report, write_tables
+from flows.experiments.verb import run_experiments
+from flows.summary import config_hash
+
+SCENES = 40
+
+
+def row(arm: str, setting: str, score: float, seed: int) -> dict[str, object]:
+    shape, policy = setting.split()
+    tokens, _, extra = shape.partition("+")
+    noise = np.random.default_rng([seed, len(arm), len(setting)]).normal(0, 2, SCENES)
+    scores = (score + noise - noise.mean()).round(6).tolist()
+    return {
+        "arm": arm, "setting": setting, "policy": policy, "tokens_per_step": int(tokens),
+        "extra_steps": int(extra or 0), "train_steps": 100, "nfe": 48 / int(tokens) + int(extra or 0),
+        "score": score, "scores": scores, "place_accuracy": 0.9, "place_accuracy_low": 0.85,
+        "place_accuracy_high": 0.95, "place_chance": 0.111,
+    }  # fmt: skip
+
+
+def write_seed(out: Path, experiment: str, seed: int, rows: list[dict[str, object]], **about: object) -> Path:
+    path = out / experiment / f"seed{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"experiment": experiment, "seed": seed, **about, "rows": rows}))
+    return path
+
+
+def rd2(seed: int, rediff_8: float = 80.0) -> list[dict[str, object]]:
+    level = {"base": 60.0, "mask_predict": 40.0, "mask_predict_refine": 15.0, "rediff": 90.0, "rediff_freeze": 60.0}
+    rows = []
+    for arm, wanted in CATALOGUE["RD-2"].arms.items():
+        for setting in wanted.settings:
+            rows.append(row(arm, setting, rediff_8 if (arm, setting) == ("rediff", "8 refine") else level[arm], seed))
+    return rows
+
+
+def lines_of(text: str, part: str) -> list[str]:
+    return [line for line in text.splitlines() if part in line]
+
+
+def test_the_tables_give_the_means_over_seeds(tmp_path):
+    for seed, score in ((1, 70.0), (2, 80.0), (3, 90.0)):
+        write_seed(tmp_path, "RD-2", seed, rd2(seed, score))
+    found = load(tmp_path, "RD-2")
+    assert found is not None
+    assert found.seeds == [1, 2, 3]
+    assert found.mean("rediff", "8 refine") == pytest.approx(80.0)
+    low, high = found.interval("rediff", "8 refine")
+    assert 69 < low < 75 < 85 < high < 91, "the seeds differ, and the interval says so"
+    text = report([found])
+    assert lines_of(text, "| rediff | on |")[0].count("|") == 12
+    assert "80.0 [" in text
+
+
+def test_a_must_is_decided_on_the_means_and_an_aim_by_its_interval(tmp_path):
+    for seed in (1, 2):
+        write_seed(tmp_path, "RD-2", seed, rd2(seed, 55.0))
+    found = load(tmp_path, "RD-2")
+    judged = {claim.text: found.judge(claim) for claim in CLAIMS if claim.experiment == "RD-2"}
+    fails = judged["8 tokens a step: ReDiff over mask-predict"]
+    assert fails.value == pytest.approx(55 / 40)
+    assert fails.verdict == "**fails**"
+    holds = judged["4 tokens a step: ReDiff above mask-predict"]
+    assert holds.value == pytest.approx(50.0)
+    assert holds.verdict == "holds"
+    assert holds.p is not None
+    assert holds.p < 0.01
+    assert judged["retention of mask-predict"].verdict == "**fails**", "40 over 40 is no loss at all"
+    assert judged["ReDiff with 10 forwards above mask-predict with 48"].verdict == "holds"
+
+
+def test_a_score_of_nothing_is_a_failed_claim_and_no_crash(tmp_path):
+    write_seed(tmp_path, "RD-2", 1, [one | {"scores": [0.0] * SCENES, "score": 0.0} for one in rd2(1)])
+    found = load(tmp_path, "RD-2")
+    verdicts = [found.judge(claim).verdict for claim in CLAIMS if claim.experiment == "RD-2" and claim.kind == "must"]
+    assert set(verdicts) == {"**fails**"}
+
+
+def test_the_section_of_the_readme_is_replaced_between_its_marks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nstale words\n{END}\nafter\n")
+    write_seed(tmp_path / "out", "RD-2", 1, rd2(1))
+    write_tables(tmp_path / "out")
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "stale words" not in text
+    assert "| must |" in text
+    write_tables(tmp_path / "out")
+    assert readme.read_text() == text
+    assert (tmp_path / "out" / "quality.svg").read_text().count("<svg") == 1
+
+
+def test_a_seed_that_is_there_is_not_measured_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("REDRAFT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("core.protocol.protocol_digest", lambda: "frozen")
+    asked = []
+    monkeypatch.setattr("flows.experiments.verb._measure", lambda config, names, *_: asked.append((config.seed, names)))
+    config = RunConfig()
+    for seed, protocol in ((1, "frozen"), (2, "another")):
+        known = config_hash(config.model_copy(update={"seed": seed}))
+        write_seed(tmp_path, "RD-2", seed, rd2(seed), config_hash=known, protocol=protocol)
+    run_experiments(config, ["RD-2"], [1], tmp_path)
+    assert asked == []
+    run_experiments(config, ["RD-2", "RD-7"], [1], tmp_path)
+    assert asked.pop() == (1, ["RD-7"])
+    run_experiments(config, ["RD-2"], [2], tmp_path)
+    assert asked.pop() == (2, ["RD-2"]), "measured under another protocol"
+
+
+def test_an_unknown_experiment_is_a_usage_error(tmp_path):
+    with pytest.raises(ConfigError, match="RD-99"):
+        run_experiments(RunConfig(), ["RD-99"], [1], tmp_path)
+
+
+def test_base_is_never_asked_to_refine_and_every_claim_has_its_arms():
+    for experiment in CATALOGUE.values():
+        for arm in experiment.arms.values():
+            assert arm.model != "base" or set(arm.settings) <= set(FROZEN)
+    for claim in CLAIMS:
+        asked: list[tuple[str, str]] = []
+        claim.value(lambda arm, setting, asked=asked: asked.append((arm, setting)) or np.array([1.0]))
+        arms = CATALOGUE[claim.experiment].arms
+        assert asked
+        assert all(setting in arms[arm].settings for arm, setting in asked), claim.text
