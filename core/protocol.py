@@ -18,9 +18,13 @@ PANEL = 32
 _SEED = 0
 
 
-def protocol_digest() -> str:
-    """16 hex digits that change when a scene, a picture, a caption, a hallucination or a score of one changes."""
-    return hashlib.sha256(canonical_json(list(_panel()))).hexdigest()[:16]
+def protocol_digest(declaration: object) -> str:
+    """16 hex digits that change when a scene, a picture, a caption, a hallucination or a score of one changes.
+
+    Args:
+        declaration: what an experiment compares, as JSON values; it is part of its protocol.
+    """
+    return hashlib.sha256(canonical_json([declaration, list(_panel())])).hexdigest()[:16]
 
 
 def _panel() -> Iterator[Any]:

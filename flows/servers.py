@@ -54,7 +54,7 @@ class _Kind:
     name: str
     api: str  # path below the root that clients use
     command: Callable[[Path, int], list[str]]
-    env: Callable[[Path], dict[str, str]]
+    env: Callable[[Path, int], dict[str, str]]
 
     def url(self, port: int) -> str:
         return f"http://127.0.0.1:{port}{self.api}"
@@ -64,8 +64,12 @@ def _prefect_command(_: Path, port: int) -> list[str]:
     return [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
 
 
-def _prefect_env(folder: Path) -> dict[str, str]:
-    return {"PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}"}
+def _prefect_env(folder: Path, port: int) -> dict[str, str]:
+    return {
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
+        # Without it the pages ask port 4200, whatever port the server has.
+        "PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api",
+    }
 
 
 def _mlflow_command(folder: Path, port: int) -> list[str]:
@@ -75,7 +79,7 @@ def _mlflow_command(folder: Path, port: int) -> list[str]:
     return [sys.executable, "-m", "mlflow", "server", *options, *address]
 
 
-def _mlflow_env(_: Path) -> dict[str, str]:
+def _mlflow_env(_: Path, port: int) -> dict[str, str]:
     # Without the first, ten more processes for features that nobody uses here.
     return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
@@ -190,7 +194,7 @@ def _begin(home: Path, kind: _Kind, before: _Server | None) -> _Server:
     port = free_port(before.port if before else None)
     # A shell that points elsewhere must not lead the server to another server or database.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API_")}
-    env = inherited | environment(home) | kind.env(folder)
+    env = inherited | environment(home) | kind.env(folder, port)
     env.pop("MLFLOW_TRACKING_URI", None)
     process = start(kind.command(folder, port), env=env, cwd=folder, log=_log(home, kind))
     return _Server(process=process, port=port)

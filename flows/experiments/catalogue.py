@@ -28,7 +28,7 @@ class Experiment(Settings):
     split: Literal["test", "dev"] = "test"
 
 
-RATES = ("5e-4", "1e-3", "2e-3")
+RATES = ("5e-4", "1e-3", "2e-3", "4e-3")
 """Learning rates tried on the dev scenes: as many trials for mask-predict as for ReDiff."""
 
 CATALOGUE = {

@@ -29,18 +29,19 @@ def run_experiments(config: RunConfig, names: Sequence[str], seeds: Sequence[int
     with applied(environment(home())):  # before the libraries that read it are imported
         from core.protocol import protocol_digest
 
-        protocol = protocol_digest()
+        protocols = {name: protocol_digest(CATALOGUE[name].model_dump(mode="json")) for name in names}
     for seed in seeds:
         seeded = config.model_copy(update={"seed": seed})
-        missing = [name for name in names if not _there(out, name, seeded, protocol)]
-        if missing and not _measure(seeded, missing, out, protocol):
+        missing = [name for name in names if not _there(out, name, seeded, protocols[name])]
+        if missing and not _measure(seeded, {name: protocols[name] for name in missing}, out):
             return FAILED
     for path in write_tables(out):
         say(f"wrote {path}")
     return DONE
 
 
-def _measure(config: RunConfig, names: list[str], out: Path, protocol: str) -> bool:
+def _measure(config: RunConfig, protocols: dict[str, str], out: Path) -> bool:
+    names = list(protocols)
     run = f"experiment-seed{config.seed}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     with session(config) as place:  # it sets the environment that the imports read
         from flows.experiments.seed import Stopwatch, measure_seed
@@ -56,9 +57,9 @@ def _measure(config: RunConfig, names: list[str], out: Path, protocol: str) -> b
         if not state.is_completed():
             say(f"[red]{run} failed[/]: {reason_of(state)}. What is finished is kept: give the command again.")
             return False
-        about = {"command": shlex.join(["redraft", *sys.argv[1:]]), "time": watch.read(), "protocol": protocol}
+        about = {"command": shlex.join(["redraft", *sys.argv[1:]]), "time": watch.read()}
         for name, rows in state.result().items():
-            say(f"wrote {_write(out, name, config, rows, about)}")
+            say(f"wrote {_write(out, name, config, rows, about | {'protocol': protocols[name]})}")
     return True
 
 

@@ -106,9 +106,11 @@ def test_the_section_of_the_readme_is_replaced_between_its_marks(tmp_path, monke
 
 def test_a_seed_that_is_there_is_not_measured_again(tmp_path, monkeypatch):
     monkeypatch.setenv("REDRAFT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("core.protocol.protocol_digest", lambda: "frozen")
+    monkeypatch.setattr("core.protocol.protocol_digest", lambda _: "frozen")
     asked = []
-    monkeypatch.setattr("flows.experiments.verb._measure", lambda config, names, *_: asked.append((config.seed, names)))
+    monkeypatch.setattr(
+        "flows.experiments.verb._measure", lambda config, names, _: asked.append((config.seed, list(names)))
+    )
     config = RunConfig()
     for seed, protocol in ((1, "frozen"), (2, "another")):
         known = config_hash(config.model_copy(update={"seed": seed}))
