@@ -2,10 +2,12 @@
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import orjson
 import pytest
 from mlflow import MlflowClient
 from prefect import flow
@@ -22,7 +24,9 @@ from flows.experiments.seed import measure_seed
 from flows.finished import finished_run
 from flows.foundation import samples_of
 from flows.pipeline import champion_of, redraft_run, redraft_scheduled
+from flows.running import PARTIAL, rerun_loop, run_loop
 from flows.servers import Servers
+from flows.session import workplace
 from flows.summary import read_summary
 from tasks.versions import VERSIONS
 from tasks.workplace import Workplace
@@ -168,28 +172,41 @@ def test_mlflow_shows_the_tree_of_runs_with_inputs_and_models(finished, place, r
     assert client.get_model_version_by_alias("smoke", "champion")
 
 
-def test_a_mended_shard_and_what_depends_on_it_is_all_that_a_rerun_computes(config, place, tmp_path, running_servers):
+def test_a_mended_shard_and_what_depends_on_it_is_all_that_a_rerun_computes(
+    config, place, tmp_path, running_servers, monkeypatch, capsys
+):
     home = tmp_path / "home"
-    fresh = place.model_copy(
-        update={"home": home, "store_uri": (home / "store").as_uri(), "database_url": f"sqlite:///{home}/state.db"}
-    )
     home.mkdir()
-    settings = config.model_copy(update={"name": "mended", "rounds": config.rounds.model_copy(update={"n": 1})})
+    monkeypatch.setenv("REDRAFT_HOME", str(home))
+    servers = {"prefect_url": running_servers.prefect_api_url, "mlflow_url": running_servers.mlflow_uri}
+    changes = {
+        "name": "mended",
+        "rounds": config.rounds.model_copy(update={"n": 1}),
+        "place": config.place.model_copy(update=servers),
+        "expert": config.expert.model_copy(update={"base_url": place.expert_url}),
+    }
+    settings = config.model_copy(update=changes)
+    fresh = workplace(settings.place, mlflow_uri=running_servers.mlflow_uri)
     poison = poison_second_shard(settings, fresh)
-    state = start(settings, fresh, "smoke-poisoned")
-    assert state.is_failed()
-    assert "1 of 2 draft shards failed" in state.message
-    before = manifests(fresh)
+    assert run_loop(settings, json=True) == PARTIAL
+    printed = orjson.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "1 of 2 draft shards failed" in printed["error"]
+    assert "a stored image is lost" in printed["error"]
+    before, asked = manifests(fresh), requests_served(place)
     assert [folder for folder in before if "/draft-" in folder], "the healthy sibling finished and was kept"
 
     poison.rename(poison.with_name(poison.name.removesuffix(".away")))
-    assert start(settings, fresh, "smoke-mended").is_completed()
+    assert rerun_loop(printed["run"], json=True) == 0
     after = manifests(fresh)
-    computed = sorted(after[folder].producer.stage for folder in set(after) - set(before))
     assert {folder: after[folder] for folder in before} == before
-    assert computed.count("draft") == 1
-    assert computed.count("revise") == 2
-    assert set(computed) == {"draft", "revise", "assemble", "finetune", "evaluate"}
+    computed = [after[folder].producer.stage for folder in set(after) - set(before)]
+    depends = {"draft": 1, "revise": 2, "assemble": 1, "finetune": 1, "evaluate": 6}  # dev, gallery and four test arms
+    assert Counter(computed) == depends
+    revised = [after[folder] for folder in set(after) - set(before) if after[folder].producer.stage == "revise"]
+    drafted = sum(manifest.counts.rows_in for manifest in revised)
+    assert requests_served(place) - asked <= drafted
+    assert rerun_loop(printed["run"], json=True) == 0
+    assert manifests(fresh) == after, "a second rerun has nothing to do"
 
 
 def poison_second_shard(config: RunConfig, place: Workplace) -> Path:

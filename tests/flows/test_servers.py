@@ -90,6 +90,11 @@ def test_real_servers_answer_on_the_loopback_address_alone(running_servers: Serv
         assert set(listening) == {"127.0.0.1"}
 
 
+def test_the_pages_of_prefect_ask_the_server_that_they_come_from(running_servers: Servers):
+    settings = httpx.get(f"{running_servers.prefect_ui}/ui-settings").json()
+    assert settings["api_url"] == running_servers.prefect_api_url
+
+
 def test_prefect_imported_earlier_uses_the_servers_in_every_thread(running_servers: Servers, servers_home):
     from prefect.settings import get_current_settings
 
