@@ -167,7 +167,7 @@ def _quality_headlines(summary: RunSummary) -> list[Headline]:
     tiles = []
     for result in [fast, *sorted(extra, key=lambda result: -result.tokens_per_step)[:1]]:
         against = _best_rival(summary, result)
-        note = f"{summary.baseline_arm}: {against.score:.1f}" if against else interval(result)
+        note = f"{against.arm}, {against.nfe:g} forwards: {against.score:.1f}" if against else interval(result)
         if against and against.score > 0:
             note += f" (×{result.score / against.score:.2f})"
         label = f"{main}, {result.setting} tokens a step"
@@ -185,14 +185,8 @@ def _quality_headlines(summary: RunSummary) -> list[Headline]:
 
 
 def _best_rival(summary: RunSummary, result: ArmResult) -> ArmResult | None:
-    """The baseline at the same tokens a step, decoded in the way that suits it best."""
-    rivals = [
-        other
-        for other in summary.results
-        if other.arm == summary.baseline_arm
-        and other.tokens_per_step == result.tokens_per_step
-        and other.extra_steps <= result.extra_steps
-    ]
+    """The baseline's best result with no more forwards, refining or not."""
+    rivals = [other for other in summary.results if other.arm == summary.baseline_arm and other.nfe <= result.nfe]
     return max(rivals, key=lambda other: other.score, default=None)
 
 
