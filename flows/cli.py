@@ -23,7 +23,13 @@ app = App(
 Config = Annotated[RunConfig, Parameter(name="*")]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 _DEFAULTS = RunConfig()
-_SHORT = {"--data": ("--data.source", "llava", "--data.path"), "--images": ("--data.images",)}
+_LENGTH = ("--model.response_length",)
+_SHORT = {
+    "--data": ("--data.source", "llava", "--data.path"),
+    "--images": ("--data.images",),
+    # what the published codes call it
+    **dict.fromkeys(("--gen_length", "--gen-length", "--max_new_tokens", "--max-new-tokens"), _LENGTH),
+}
 
 
 @app.command
@@ -221,8 +227,12 @@ def _configured_verbs() -> set[str]:
 
 
 def _expanded(tokens: tuple[str, ...]) -> list[str]:
-    """The tokens with the short forms written out."""
-    return [part for token in tokens for part in _SHORT.get(token, (token,))]
+    """The tokens with the short forms written out, also in `--name=value`."""
+    written: list[str] = []
+    for token in tokens:
+        name, equals, value = token.partition("=")
+        written += [*_SHORT[name], *([value] if equals else [])] if name in _SHORT else [token]
+    return written
 
 
 def _narrowed(config: RunConfig, limit: int | None) -> RunConfig:

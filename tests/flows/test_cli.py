@@ -29,7 +29,19 @@ def test_help_needs_no_heavy_library():
 def test_help_names_every_verb(tmp_path):
     shown = redraft("--help", home=tmp_path)
     assert shown.returncode == 0
-    for verb in ("run", "rerun", "serve", "status", "report", "lineage", "ui", "expert", "init", "doctor"):
+    for verb in (
+        "run",
+        "rerun",
+        "serve",
+        "status",
+        "report",
+        "lineage",
+        "experiment",
+        "ui",
+        "expert",
+        "init",
+        "doctor",
+    ):
         assert f" {verb} " in shown.stdout
 
 
@@ -134,6 +146,17 @@ def test_a_users_mistake_is_one_clear_message(arguments, code, message, tmp_path
     assert result.returncode == code
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [["--gen_length", "64"], ["--max-new-tokens", "64"], ["--max_new_tokens=64"], ["--model.response_length=64"]],
+)
+def test_the_length_of_a_response_may_be_called_as_the_published_codes_call_it(spelling, monkeypatch):
+    seen: list[RunConfig] = []
+    monkeypatch.setattr("flows.running.run_loop", lambda config, **_: seen.append(config) or 0)
+    cli.app.meta(["run", *spelling], exit_on_error=False, result_action="return_value")
+    assert seen[0].model.response_length == 64
 
 
 def test_limit_and_data_shortcuts_change_the_configuration(tmp_path, monkeypatch):
