@@ -12,9 +12,12 @@ from tasks.workplace import Workplace
 
 
 def use_threads(count: int) -> None:
-    """Use `count` threads for tensor work from here on, in this thread of the process."""
-    if torch.get_num_threads() != count:
-        torch.set_num_threads(count)
+    """Use `count` threads for tensor work from here on.
+
+    Parts of it hold for the whole process, whatever torch reports in this thread: so work that runs side by side asks
+    for the same number, and nobody sets an old one back. Sums over another number of threads end in other bits.
+    """
+    torch.set_num_threads(count)
 
 
 def return_memory() -> None:

@@ -8,8 +8,7 @@ Shapes: B rows, L text tokens, N supervised tokens of the batch, D hidden size, 
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -79,7 +78,7 @@ def train(
         batches: the rows.
         settings: how.
         grounding_weight: factor on the loss of the region head, where model and batch have regions.
-        threads: processor threads to compute with.
+        threads: processor threads to compute with, set for the process: equal numbers give equal bits.
         checkpoint_dir: goes on from the newest checkpoint in it, and writes more there; None: neither.
         on_metrics: receives loss, loss and accuracy by kind, learning rate, gradient norm and steps a second.
 
@@ -91,21 +90,21 @@ def train(
     first, curve = _resume(model, optimizers, settings, checkpoint_dir)
     window, started = _Window(), time.monotonic()
     model.train()
-    with _processor_threads(threads):
-        for step in range(first, settings.steps):
-            lr = learning_rate(step, settings)
-            set_learning_rate(optimizers, lr)
-            loss, metrics = batch_loss(model, batches.batch(step), grounding_weight)
-            norm = _update(model, optimizers, loss, settings, step)
-            window.add({**metrics, "loss": loss.detach(), "grad_norm": norm})
-            done = step + 1
-            if done % settings.log_every == 0 or done == settings.steps:
-                curve.append((done, {**window.means(), "lr": lr}))
-                window = _Window()
-                if on_metrics is not None:
-                    on_metrics(*curve[-1])
-            if checkpoint_dir is not None and (done % settings.checkpoint_every == 0 or done == settings.steps):
-                _save(model, optimizers, settings, curve, checkpoint_dir, done)
+    torch.set_num_threads(threads)  # and left so: to set it back would change trainings beside this one
+    for step in range(first, settings.steps):
+        lr = learning_rate(step, settings)
+        set_learning_rate(optimizers, lr)
+        loss, metrics = batch_loss(model, batches.batch(step), grounding_weight)
+        norm = _update(model, optimizers, loss, settings, step)
+        window.add({**metrics, "loss": loss.detach(), "grad_norm": norm})
+        done = step + 1
+        if done % settings.log_every == 0 or done == settings.steps:
+            curve.append((done, {**window.means(), "lr": lr}))
+            window = _Window()
+            if on_metrics is not None:
+                on_metrics(*curve[-1])
+        if checkpoint_dir is not None and (done % settings.checkpoint_every == 0 or done == settings.steps):
+            _save(model, optimizers, settings, curve, checkpoint_dir, done)
     model.train(False)
     seconds = time.monotonic() - started
     return TrainResult(steps=settings.steps, resumed_at=first, seconds=seconds, curve=curve)
@@ -203,13 +202,3 @@ class _Window:
     def means(self) -> dict[str, float]:
         rate = self.steps / max(time.monotonic() - self.started, 1e-9)
         return {name: total / self.weights[name] for name, total in self.sums.items()} | {"steps_per_second": rate}
-
-
-@contextmanager
-def _processor_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
