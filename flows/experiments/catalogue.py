@@ -26,6 +26,8 @@ class Experiment(Settings):
     title: str
     arms: dict[str, Arm]
     split: Literal["test", "dev"] = "test"
+    sets: tuple[str, ...] = ()
+    """Keys of the configuration that the arms set themselves: what they are in the configuration does not matter."""
 
 
 RATES = ("5e-4", "1e-3", "2e-3", "4e-3")
@@ -35,6 +37,7 @@ CATALOGUE = {
     "trials": Experiment(
         title="Tuning: the learning rate of mask-predict, and of ReDiff's stages, on the dev scenes",
         split="dev",
+        sets=("stage1.lr", "stage2.lr", "control.lr"),
         arms={
             **{f"mask-predict, lr {rate}": Arm(model=f"mask-predict, lr {rate}", settings=FROZEN) for rate in RATES},
             **{f"ReDiff, lr {rate}": Arm(model=f"round 1, lr {rate}", settings=REFINING) for rate in RATES},

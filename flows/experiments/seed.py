@@ -13,6 +13,7 @@ from data_contracts import Evaluations
 from flows.experiments.catalogue import CATALOGUE, settings_by_model
 from flows.experiments.lab import Lab
 from flows.gathering import gather
+from flows.lineage import ancestors
 from flows.lost_runs import note_process
 from tasks.evaluate import EvaluateConfig, evaluate
 from tasks.rounds import open_pipeline
@@ -22,15 +23,19 @@ Rows = list[dict[str, Any]]
 
 
 @flow(name="experiment", flow_run_name="{run}")
-def measure_seed(config: dict[str, Any], place: dict[str, Any], run: str, experiments: list[str]) -> dict[str, Rows]:
-    """Experiment -> its rows, for the seed of the configuration. Finished stages are taken from the store."""
+def measure_seed(
+    config: dict[str, Any], place: dict[str, Any], run: str, experiments: list[str]
+) -> tuple[float, dict[str, Rows]]:
+    """The seconds of all stages that it took, now or before, and experiment -> its rows, for one seed."""
     note_process()
     settings, here = parse_config(config, run), Workplace.model_validate(place)
     runner = ThreadPoolTaskRunner(max_workers=max(1, settings.compute.threads // settings.compute.beside))
     parent = open_pipeline(here, run, {"redraft.run": run, "redraft.config": settings.name}, config)
     models, evaluations = _measured.with_options(task_runner=runner)(settings, here, experiments, parent)
     here.tracker.finish(parent, "FINISHED")
-    return {name: rows_of(here, name, models, evaluations) for name in experiments}
+    stages = ancestors(here.store, evaluations.values())
+    seconds = round(sum(manifest.seconds for manifest in stages.values()), 1)
+    return seconds, {name: rows_of(here, name, models, evaluations) for name in experiments}
 
 
 @flow(name="arms", flow_run_name="arms")

@@ -9,11 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from core.config import RunConfig
 from core.errors import ConfigError
 from flows.environment import applied, environment
 from flows.experiments.catalogue import CATALOGUE
 from flows.experiments.tables import write_tables
+from flows.report import flatten
 from flows.running import DONE, FAILED, reason_of, say
 from flows.session import home, session
 from flows.summary import config_hash, machine, versions
@@ -58,7 +61,8 @@ def _measure(config: RunConfig, protocols: dict[str, str], out: Path) -> bool:
             say(f"[red]{run} failed[/]: {reason_of(state)}. What is finished is kept: give the command again.")
             return False
         about = {"command": shlex.join(["redraft", *sys.argv[1:]]), "time": watch.read()}
-        for name, rows in state.result().items():
+        about["time"]["stage_seconds"], found = state.result()
+        for name, rows in found.items():
             say(f"wrote {_write(out, name, config, rows, about | {'protocol': protocols[name]})}")
     return True
 
@@ -71,6 +75,7 @@ def _write(out: Path, name: str, config: RunConfig, rows: list[dict[str, Any]], 
         "seed": config.seed,
         **about,
         "config_hash": config_hash(config),
+        "config": decisive(config, name),
         "versions": versions(),
         "machine": machine().model_dump(mode="json", exclude={"host"}),
         "rows": rows,
@@ -84,16 +89,27 @@ def _write(out: Path, name: str, config: RunConfig, rows: list[dict[str, Any]], 
 def _compact(result: dict[str, Any]) -> str:
     """JSON with one line a row: a diff shows which rows changed."""
     rows = ",\n  ".join(json.dumps(row) for row in result["rows"])
-    head = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1)
-    return f'{head[:-2]},\n "rows": [\n  {rows}\n ]\n}}\n'
+    head = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in result.items() if key != "rows")
+    return f'{{\n {head},\n "rows": [\n  {rows}\n ]\n}}\n'
 
 
 def _there(out: Path, name: str, config: RunConfig, protocol: str) -> bool:
+    """Is there a result of this protocol and configuration? A key that is newer than the result counts as its default.
+
+    Without that, every new key of the software would make hours of measurements stale.
+    """
     try:
         known = json.loads(_path(out, name, config.seed).read_text())
     except (OSError, ValueError):
         return False
-    return bool(known["config_hash"] == config_hash(config) and known["protocol"] == protocol)
+    before = {**decisive(RunConfig(), name), **known["config"]}
+    return bool(before == decisive(config, name) and known["protocol"] == protocol)
+
+
+def decisive(config: RunConfig, name: str) -> dict[str, JsonValue]:
+    """The settings that an experiment's rows depend on, by dotted key."""
+    keys = dict(flatten(config.model_dump(mode="json", exclude={"place", "compute"})))
+    return {key: value for key, value in keys.items() if key not in CATALOGUE[name].sets}
 
 
 def _path(out: Path, name: str, seed: int) -> Path:

@@ -11,8 +11,7 @@ from core.errors import ConfigError
 from flows.experiments.catalogue import CATALOGUE, FROZEN
 from flows.experiments.claims import CLAIMS
 from flows.experiments.tables import BEGIN, END, load, report, write_tables
-from flows.experiments.verb import run_experiments
-from flows.summary import config_hash
+from flows.experiments.verb import decisive, run_experiments
 
 SCENES = 40
 
@@ -104,23 +103,47 @@ def test_the_section_of_the_readme_is_replaced_between_its_marks(tmp_path, monke
     assert (tmp_path / "out" / "quality.svg").read_text().count("<svg") == 1
 
 
-def test_a_seed_that_is_there_is_not_measured_again(tmp_path, monkeypatch):
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """What is measured, (seed, experiments) each; the protocol is 'frozen'."""
+    found: list[tuple[int, list[str]]] = []
     monkeypatch.setenv("REDRAFT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("core.protocol.protocol_digest", lambda _: "frozen")
-    asked = []
-    monkeypatch.setattr(
-        "flows.experiments.verb._measure", lambda config, names, _: asked.append((config.seed, list(names)))
-    )
-    config = RunConfig()
+    note = lambda config, names, _: found.append((config.seed, list(names)))  # noqa: E731 - what is asked for
+    monkeypatch.setattr("flows.experiments.verb._measure", note)
+    return found
+
+
+def test_a_seed_that_is_there_is_not_measured_again(tmp_path, asked):
+    config = RunConfig(seed=1)
     for seed, protocol in ((1, "frozen"), (2, "another")):
-        known = config_hash(config.model_copy(update={"seed": seed}))
-        write_seed(tmp_path, "RD-2", seed, rd2(seed), config_hash=known, protocol=protocol)
+        known = decisive(config.model_copy(update={"seed": seed}), "RD-2")
+        write_seed(tmp_path, "RD-2", seed, rd2(seed), config=known, protocol=protocol)
     run_experiments(config, ["RD-2"], [1], tmp_path)
     assert asked == []
     run_experiments(config, ["RD-2", "RD-7"], [1], tmp_path)
     assert asked.pop() == (1, ["RD-7"])
     run_experiments(config, ["RD-2"], [2], tmp_path)
     assert asked.pop() == (2, ["RD-2"]), "measured under another protocol"
+    longer = config.model_copy(update={"base": config.base.model_copy(update={"steps": 5})})
+    run_experiments(longer, ["RD-2"], [1], tmp_path)
+    assert asked.pop() == (1, ["RD-2"]), "measured after another training"
+
+
+def test_a_result_outlives_keys_that_are_newer_than_it_and_those_that_its_arms_set(tmp_path, asked):
+    config = RunConfig(seed=1)
+    known = decisive(config, "RD-2")
+    newer = known.pop("rounds.patience")
+    write_seed(tmp_path, "RD-2", 1, rd2(1), config=known, protocol="frozen")
+    write_seed(tmp_path, "trials", 1, rd2(1), config=decisive(config, "trials"), protocol="frozen")
+    run_experiments(config, ["RD-2"], [1], tmp_path)
+    assert asked == []
+    patient = config.model_copy(update={"rounds": config.rounds.model_copy(update={"patience": int(newer) + 1})})
+    run_experiments(patient, ["RD-2"], [1], tmp_path)
+    assert asked.pop() == (1, ["RD-2"]), "the new key is no longer at its default"
+    faster = config.model_copy(update={"control": config.control.model_copy(update={"lr": 0.5})})
+    run_experiments(faster, ["trials"], [1], tmp_path)
+    assert asked == []
 
 
 def test_an_unknown_experiment_is_a_usage_error(tmp_path):

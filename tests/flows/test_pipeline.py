@@ -140,7 +140,8 @@ def test_an_experiment_takes_what_a_run_has_made_and_gives_a_row_an_arm_and_sett
     values = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json")}
     state = measure_seed(**values, run="smoke-experiment", experiments=["RD-2", "RD-7"], return_state=True)
     assert state.is_completed(), state.message
-    found = state.result()
+    seconds, found = state.result()
+    assert seconds > 0
     added = {manifest.producer.stage for folder, manifest in manifests(place).items() if folder not in before}
     assert added == {"evaluate"}, "the models are those of the run"
     wanted = [(arm, setting) for arm, one in CATALOGUE["RD-2"].arms.items() for setting in one.settings]
