@@ -6,13 +6,13 @@ A claim is held by a heartbeat. If its owner dies, the claim expires and another
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import Engine, Float, String, create_engine, delete, event, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from core.errors import StoreError
@@ -90,8 +90,11 @@ class Claims:
             connection.execute(delete(Claim).where(Claim.key == key, Claim.owner == self.owner))
 
     @contextmanager
-    def hold(self, key: str, *, poll_s: float = 0.5) -> Iterator[None]:
-        """Hold `key` while the block runs, waiting for whoever holds it first. A thread keeps the heartbeat."""
+    def hold(self, key: str, *, poll_s: float = 0.5) -> Iterator[Callable[[], bool]]:
+        """Hold `key` while the block runs, waiting for whoever holds it first. A thread keeps the heartbeat.
+
+        What the block gets says whether the claim is still held: a database that was away too long may have lost it.
+        """
         unique = Claims(
             self._engine, ttl_s=self.ttl_s
         )  # an owner a block: two threads of one process exclude each other
@@ -101,12 +104,13 @@ class Claims:
 
         def keep() -> None:
             while not done.wait(unique.ttl_s / 4):
-                unique.beat(key)
+                with suppress(SQLAlchemyError):  # a busy or absent database: the next beat may reach it
+                    unique.beat(key)
 
         thread = threading.Thread(target=keep, name=f"claim-{key[:16]}", daemon=True)
         thread.start()
         try:
-            yield
+            yield lambda: unique.beat(key)
         finally:
             done.set()
             thread.join()

@@ -43,6 +43,19 @@ class DataSettings(Settings):
     """Scenes of the train split that exist at all: a scheduled run says so when they are used up."""
 
 
+def _decoders(names: tuple[str, ...]) -> list[DecodeSettings]:
+    """The decoder settings of these names. Raises ConfigError: none, an unknown one, an unusual spelling, one twice."""
+    parsed = [DecodeSettings.parse(name) for name in names]
+    if not parsed:
+        raise ConfigError("give at least one decoder setting, e.g. '8 refine'")
+    for name, setting in zip(names, parsed, strict=True):
+        if setting.name != name:
+            raise ConfigError(f"write the decoder setting {name!r} as {setting.name!r}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"a decoder setting is there twice: {', '.join(names)}")
+    return parsed
+
+
 class PairSettings(Settings):
     """ViCrit-style hallucination pairs."""
 
@@ -70,8 +83,7 @@ class DraftSettings(Settings):
 
     @model_validator(mode="after")
     def _settings_parse(self) -> Self:
-        for name in self.settings:
-            DecodeSettings.parse(name)
+        _decoders(self.settings)
         return self
 
 
@@ -96,6 +108,11 @@ class RoundSettings(Settings):
     promote_on: str = "8 refine"
     """Decoder setting whose dev result, with its interval, decides about the champion."""
 
+    @model_validator(mode="after")
+    def _setting_parses(self) -> Self:
+        _decoders((self.promote_on,))
+        return self
+
 
 class EvaluateSettings(Settings):
     """What is measured on the test split."""
@@ -115,6 +132,14 @@ class EvaluateSettings(Settings):
     """Decoder settings of the final table."""
     batch_size: int = Field(default=128, ge=1)
     """Rows decoded together."""
+
+    @model_validator(mode="after")
+    def _settings_parse(self) -> Self:
+        policies = [parsed.policy for parsed in _decoders(self.settings)]
+        if "freeze" not in policies:
+            raise ValueError("one setting at least must be frozen, e.g. '8 freeze': base is not asked to refine")
+        return self
+
     traces: int = Field(default=16, ge=0)
     """Samples whose decoding is recorded step by step."""
     gallery: int = Field(default=48, ge=1)

@@ -8,6 +8,7 @@ RedraftError
 │   │   └── CorruptPart     a part does not have the sha256 that its manifest promises
 │   ├── EmptyOutput         a stage ended without a single good row
 │   ├── AccountingError     rows in != ok + rejected + failed: a row was lost
+│   ├── ClaimLost           another process took this work over
 │   ├── ExpertUnavailable   the expert endpoint refuses, or failed too often in a row
 │   ├── BudgetExceeded      a hard limit on cost, tokens or requests was reached
 │   └── ServerError         a Prefect or MLflow server could not be started or reached
@@ -47,6 +48,10 @@ class EmptyOutput(FatalError):
 
 class AccountingError(FatalError):
     """Rows in != ok + rejected + failed: a row was lost, which is a defect of the stage."""
+
+
+class ClaimLost(FatalError):
+    """Another process took this work over, because this one could not renew its claim in time."""
 
 
 class ExpertUnavailable(FatalError):

@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from core.claims import Claims
-from core.errors import AccountingError, EmptyOutput, StoreError
+from core.errors import AccountingError, ClaimLost, EmptyOutput, InputError, StoreError
 from core.manifest import (
     MANIFEST,
     Counts,
@@ -84,6 +84,8 @@ class Output:
         self.manifest: Manifest | None = None
         self.progress: OnProgress = lambda _done, _total, _metrics: None
         """Call it with the steps done, their total and metrics, to show long work to whoever watches."""
+        self.owned: Callable[[], bool] = lambda: True
+        """Is the claim on this work still ours? Asked before the manifest is written."""
         self._rejects: list[dict[str, str]] = []
         self._ok = 0
         self._started = time.monotonic()
@@ -126,6 +128,7 @@ class Output:
         Raises:
             AccountingError: rows_in != ok + rejected + failed.
             EmptyOutput: nothing is ok.
+            ClaimLost: another process has taken this work over.
         """
         counts = self._counts(rows_in, self._ok if ok is None else ok)
         if not counts.balanced:
@@ -137,6 +140,10 @@ class Output:
         if self._rejects:
             frame = pl.DataFrame(self._rejects).cast({"outcome": Rejects.outcome.dtype})
             self._add("rejects-00000.parquet", to_parquet(Rejects, frame), table=Rejects.table, rows=frame.height)
+        if not self.owned():
+            raise ClaimLost(
+                f"stage {self.stage.name} was taken over by another process: this one could not renew its claim in time"
+            )
         stage = self.stage
         self.manifest = Manifest(
             kind=stage.kind,
@@ -164,13 +171,18 @@ class Output:
         self.parts.append(Part(path=path, sha256=sha256, bytes=len(data), table=table, rows=rows))
 
 
-def find_output(store: Store, stage: Stage) -> StageResult | None:
-    """The stage's output, if it is complete and every part verifies. A damaged folder is moved aside."""
+def find_output(store: Store, stage: Stage, *, retry_failed: bool = False) -> StageResult | None:
+    """The stage's output, if it is complete and every part verifies. A damaged folder is moved aside.
+
+    With `retry_failed` an output with failed rows counts as not there: computing it again may find them well.
+    """
     if not store.exists(f"{stage.folder}/{MANIFEST}"):
         return None
     manifest = intact(store, stage.folder)
     if manifest is None:
         store.move(stage.folder, f"damaged/{stage.folder}-{int(time.time())}")
+        return None
+    if retry_failed and manifest.counts.failed:
         return None
     return StageResult(Ref(uri=stage.folder, digest=manifest.digest, kind=manifest.kind), manifest, True)
 
@@ -181,7 +193,7 @@ def intact(store: Store, folder: str) -> Manifest | None:
         manifest = read_manifest(store, folder)
         for part in manifest.parts:
             read_verified(store, f"{folder}/{part.path}", part.sha256)
-    except StoreError:
+    except (StoreError, InputError):  # gone, damaged, or no manifest of this version
         return None
     return manifest
 
@@ -194,19 +206,21 @@ def run_stage(
     *,
     work_root: Path,
     on_progress: OnProgress | None = None,
+    retry_failed: bool = False,
 ) -> StageResult:
     """Return the stage's output, computing it if it is not there. Two runs of the same work wait for each other."""
-    found = find_output(store, stage)
+    found = find_output(store, stage, retry_failed=retry_failed)
     if found is not None:
         return found
-    with claims.hold(f"stage:{stage.key}"):
-        found = find_output(store, stage)
+    with claims.hold(f"stage:{stage.key}") as held:
+        found = find_output(store, stage, retry_failed=retry_failed)
         if found is not None:
             return found
         work = work_root / f"{stage.name}-{stage.key[:16]}"
         work.mkdir(parents=True, exist_ok=True)
         store.delete(stage.folder)  # parts of a run that died before its manifest
         output = Output(store, stage, work)
+        output.owned = held
         if on_progress is not None:
             output.progress = on_progress
         compute(output)

@@ -31,8 +31,8 @@ class Store(Protocol):
         """Write an object. Raises StoreError (with what to do) if the disk is full or the bucket refuses."""
         ...
 
-    def local(self, path: str) -> Path:
-        """A file on this machine with the object's bytes (the object itself, or a download)."""
+    def local(self, path: str, sha256: str) -> Path:
+        """A file on this machine with the object's bytes (the object itself, or a download), checked. CorruptPart."""
         ...
 
     def list(self, prefix: str) -> list[str]:
@@ -88,8 +88,9 @@ class LocalStore:
             hint = "free some space and run again: finished work is kept" if error.errno == errno.ENOSPC else "check it"
             raise StoreError(f"cannot write {target}: {error.strerror}; {hint}") from error
 
-    def local(self, path: str) -> Path:
+    def local(self, path: str, sha256: str) -> Path:
         """The object itself."""
+        read_verified(self, path, sha256)
         return self._at(path)
 
     def list(self, prefix: str) -> list[str]:
@@ -108,7 +109,7 @@ class LocalStore:
 
 
 class S3Store:
-    """A prefix in a bucket. `local` downloads once to a cache folder: objects never change under their path."""
+    """A prefix in a bucket. `local` downloads once to a cache folder."""
 
     def __init__(self, bucket: str, prefix: str, *, endpoint_url: str | None = None, cache: Path | None = None) -> None:
         self.bucket, self.prefix = bucket, prefix.strip("/")
@@ -151,12 +152,14 @@ class S3Store:
         except (ClientError, BotoCoreError) as error:
             raise self._error("write", path, error) from error
 
-    def local(self, path: str) -> Path:
-        """A cached download."""
+    def local(self, path: str, sha256: str) -> Path:
+        """A cached download; one that is damaged, or of an object that was since computed anew, is replaced."""
         cached = LocalStore(self._cache)
-        if not cached.exists(path):
-            cached.write(path, self.read(path))
-        return cached.local(path)
+        try:
+            return cached.local(path, sha256)
+        except StoreError:
+            cached.write(path, read_verified(self, path, sha256))
+            return cached.local(path, sha256)
 
     def list(self, prefix: str) -> list[str]:
         """Sorted paths of all objects below `prefix`."""
@@ -173,13 +176,20 @@ class S3Store:
         """Copy every object, then delete the old ones (S3 has no rename)."""
         for path in self.list(prefix):
             source = {"Bucket": self.bucket, "Key": self._key(path)}
-            self._client.copy_object(Bucket=self.bucket, Key=self._key(to + path[len(prefix) :]), CopySource=source)
+            target = self._key(to + path[len(prefix) :])
+            try:
+                self._client.copy_object(Bucket=self.bucket, Key=target, CopySource=source)
+            except (ClientError, BotoCoreError) as error:
+                raise self._error("move", path, error) from error
         self.delete(prefix)
 
     def delete(self, prefix: str) -> None:
         """Delete every object below `prefix`, and what was cached of it."""
         for path in self.list(prefix):
-            self._client.delete_object(Bucket=self.bucket, Key=self._key(path))
+            try:
+                self._client.delete_object(Bucket=self.bucket, Key=self._key(path))
+            except (ClientError, BotoCoreError) as error:
+                raise self._error("delete", path, error) from error
         LocalStore(self._cache).delete(prefix)
 
     def _error(self, verb: str, path: str, error: Exception) -> StoreError:
@@ -212,8 +222,9 @@ def image_path(sha: str) -> str:
 
 
 def put_image(store: Store, data: bytes) -> str:
-    """Store an encoded image once; returns its sha256."""
+    """Store an encoded image once, or again if what is there is damaged; returns its sha256."""
     sha = hashlib.sha256(data).hexdigest()
-    if not store.exists(image_path(sha)):
-        store.write(image_path(sha), data)
+    path = image_path(sha)
+    if not store.exists(path) or store.read(path) != data:
+        store.write(path, data)
     return sha

@@ -4,13 +4,14 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
 from core.config import RunConfig, parse_config
+from core.errors import ServerError
 from core.manifest import Ref, read_manifest
 from core.settings import Settings
 from core.slices import take_slice
@@ -25,6 +26,8 @@ from tasks.finetune import FinetuneConfig, finetune
 from tasks.promote import beats, promote, register
 from tasks.rounds import close_round, open_pipeline, open_round
 from tasks.workplace import Workplace
+
+NO_CHAMPION = "MLflow did not answer at the end: no champion was chosen. `redraft rerun` does it when MLflow is back."
 
 
 class RunResult(Settings):
@@ -71,7 +74,7 @@ def redraft_run(config: dict[str, Any], place: dict[str, Any], run: str, command
     result = RunResult(
         run=run, config=settings, started=started, seconds=time.monotonic() - began, ground=ground, replay=start.rows,
         baseline=arms["mask-predict"], rounds=rounds, arms=arms, evaluations=measured, champion=champion,
-        notes=notes_on(rounds, settings),
+        notes=[*notes_on(rounds, settings), *([] if champion else [NO_CHAMPION])],
     )  # fmt: skip
     return str(publish(here, result, parent, command))
 
@@ -148,7 +151,20 @@ def champion_of(settings: RunConfig, here: Workplace) -> Ref | None:
 def choose_champion(
     settings: RunConfig, here: Workplace, ground: Foundation, start: Ref, rounds: list[Round], parent: str
 ) -> str:
-    """Register every model and move the alias where the dev result's interval says so; returns the champion's name."""
+    """Register every model and move the alias where the dev result's interval says so; returns the champion's name.
+
+    "" if MLflow went away: its absence at the end takes nothing of what the run has made.
+    """
+    try:
+        return _promoted(settings, here, ground, start, rounds, parent)
+    except ServerError as error:
+        get_run_logger().warning("no champion was chosen: %s", error)
+        return ""
+
+
+def _promoted(
+    settings: RunConfig, here: Workplace, ground: Foundation, start: Ref, rounds: list[Round], parent: str
+) -> str:
     setting, threads = settings.rounds.promote_on, settings.compute.threads
     names = [("round 0", start)] + [(f"round {one.number}", one.model) for one in rounds]
     results = [evaluate_dev(settings, here, model, ground.dev, threads, parent) for _, model in names]

@@ -144,7 +144,7 @@ def headlines(summary: RunSummary) -> list[Headline]:
         costs = [expert.cost_usd for expert in summary.experts]
         known = [cost for cost in costs if cost is not None]
         price = f"${sum(known):,.2f}" if len(known) == len(costs) else "no price known"
-        tiles.append(Headline(label="Drafts sent to the expert", value=f"{drafts:,}", note=price))
+        tiles.append(Headline(label="Drafts revised", value=f"{drafts:,}", note=price))
     counted = [stage for stage in summary.stages if stage.rows_in is not None]
     if counted:
         lost = sum(total(stage.rejected) + total(stage.failed) for stage in counted)

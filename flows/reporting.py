@@ -156,7 +156,9 @@ def _labels(result: "RunResult") -> dict[Ref, str]:
 def _expert_record(store: Store, one: "Round", model: str) -> ExpertRecord:
     rows = read_table(store, one.revisions, Revisions)
     segments = rows.select(pl.col("segments").explode()).drop_nulls().unnest("segments")
+    replies = rows.unique("request_key")  # drafts that are alike share a request
     facts = [read_manifest(store, ref.uri).facts for ref in one.revisions]
+    costs = [fact["cost_usd"] for fact in facts]
     return ExpertRecord(
         label=f"round {one.number}",
         model=model,
@@ -168,9 +170,9 @@ def _expert_record(store: Store, one: "Round", model: str) -> ExpertRecord:
         segment_reasons=dict(Counter(segments["reason"].drop_nulls().to_list())),
         requests=sum(int(fact["requests"]) for fact in facts),
         from_ledger=sum(int(fact["from_ledger"]) for fact in facts),
-        prompt_tokens=rows["prompt_tokens"].sum(),
-        completion_tokens=rows["completion_tokens"].sum(),
-        cost_usd=None if rows["cost_usd"].null_count() == rows.height else rows["cost_usd"].sum(),
+        prompt_tokens=replies["prompt_tokens"].sum(),
+        completion_tokens=replies["completion_tokens"].sum(),
+        cost_usd=None if all(cost is None for cost in costs) else sum(cost or 0.0 for cost in costs),
         seconds=sum(read_manifest(store, ref.uri).seconds for ref in one.revisions),
     )
 

@@ -33,8 +33,10 @@ def run_loop(config: RunConfig, *, json: bool) -> int:
     with session(config) as place:  # it sets the environment that the imports read
         from flows.lost_runs import mark_lost_runs
         from flows.pipeline import redraft_run
+        from flows.preflight import preflight
         from tasks.narration import narrated
 
+        preflight(config, place)
         say(f"run [bold]{name}[/]")
         say(f"Prefect {os.environ['PREFECT_API_URL'].removesuffix('/api')} · MLflow {place.mlflow_uri}")
         values = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json"), "run": name}

@@ -1,12 +1,14 @@
 """The flow `self_correction`: rounds of draft, revise, assemble, fine-tune, and a look at what was gained."""
 
+from functools import partial
+
 from prefect import flow
 
 from core.config import RunConfig
 from core.manifest import Ref, read_manifest
 from core.settings import Settings
 from flows.foundation import Foundation, StageOne, samples_of
-from flows.gathering import gather, only
+from flows.gathering import only, side_by_side
 from tasks.assemble import AssembleConfig, assemble
 from tasks.draft import DraftConfig, draft
 from tasks.evaluate import EvaluateConfig, evaluate
@@ -15,6 +17,9 @@ from tasks.promote import beats
 from tasks.revise import ReviseConfig, revise
 from tasks.rounds import close_round, open_round
 from tasks.workplace import Workplace
+
+_SHARDS_ASKING = 4
+"""Shards that share `expert.concurrency`: while one aligns its last replies, the others keep the expert busy."""
 
 
 class Round(Settings):
@@ -122,16 +127,14 @@ def draft_shards(config: RunConfig, place: Workplace, number: int, model: Ref, s
         )
         for offset in range(0, rows, config.draft.shard_size)
     ]
-    futures = [
-        draft.submit(place, shard, model, samples, threads=config.compute.beside, parent=run) for shard in shards
-    ]
-    return gather(futures, "draft shards")
+    threads = config.compute.beside
+    tasks = [partial(draft.submit, place, shard, model, samples, threads=threads, parent=run) for shard in shards]
+    return side_by_side("draft shards", max(1, config.compute.threads // threads), tasks)
 
 
 def revise_shards(config: RunConfig, place: Workplace, tokenizer: Ref, drafts: list[Ref], run: str) -> list[Ref]:
     """The expert's revisions of each shard of drafts."""
-    asking = ReviseConfig.of(config.expert)
-    share = max(1, config.expert.concurrency // len(drafts))  # the shards ask side by side
-    expert = config.expert.model_copy(update={"concurrency": share})
-    futures = [revise.submit(place, asking, expert, tokenizer, shard, parent=run) for shard in drafts]
-    return gather(futures, "revision shards")
+    asking, together = ReviseConfig.of(config.expert), min(len(drafts), config.expert.concurrency, _SHARDS_ASKING)
+    expert = config.expert.model_copy(update={"concurrency": config.expert.concurrency // together})
+    tasks = [partial(revise.submit, place, asking, expert, tokenizer, shard, parent=run) for shard in drafts]
+    return side_by_side("revision shards", together, tasks)

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from typing import Any
 
 import polars as pl
 from prefect import task
@@ -65,11 +64,12 @@ def revise(
         )
         output.write(Revisions, revisions, counted=False)
         ok = _account(output, revisions)
-        facts = {"requests": last.done - last.cached, "from_ledger": last.cached, **_costs(revisions)}
+        sent = {"requests": last.done - last.cached, "from_ledger": last.cached, "cost_usd": last.cost_usd}
+        facts = sent | _tokens(revisions)
         output.commit(rows_in=revisions.height, ok=ok, facts=facts)
 
     inputs = {"tokenizer": [tokenizer], "drafts": [drafts]}
-    return run(place, stage_of("revise", config, inputs), compute, parent=parent)
+    return run(place, stage_of("revise", config, inputs), compute, parent=parent, retry_failed=place.retry_failed)
 
 
 def client_of(place: Workplace, expert: ExpertSettings) -> ExpertClient:
@@ -85,14 +85,14 @@ def _account(output: Output, revisions: pl.DataFrame) -> int:
     """Count the drafts without a usable revision; the number of the others."""
     for row in revisions.filter(pl.col("verdict") == "failed").iter_rows(named=True):
         reason, _, detail = (row["error"] or "no_reply").partition(":")
-        output.reject(row["draft_id"], reason.strip(), detail.strip(), failed=True)
+        output.reject(row["draft_id"], reason.strip(), detail.strip(), failed=reason != "empty_draft")
     for row in revisions.filter(pl.col("verdict") == "unusable").iter_rows(named=True):
         reasons = sorted({segment["reason"] for segment in row["segments"]})
         output.reject(row["draft_id"], "no_segment_aligned", ", ".join(reasons))
     return revisions.filter(pl.col("verdict").is_in(["right", "revised"])).height
 
 
-def _costs(revisions: pl.DataFrame) -> dict[str, Any]:
-    known = revisions["cost_usd"].null_count() < revisions.height
-    tokens = {name: revisions[name].sum() for name in ("prompt_tokens", "completion_tokens")}
-    return tokens | {"cost_usd": revisions["cost_usd"].sum() if known else None}
+def _tokens(revisions: pl.DataFrame) -> dict[str, int]:
+    """Tokens of the replies behind the revisions; drafts that shared a request count once."""
+    replies = revisions.unique("request_key")
+    return {name: int(replies[name].sum()) for name in ("prompt_tokens", "completion_tokens")}

@@ -23,7 +23,9 @@ def stage_of(
     return Stage(name=name, version=VERSIONS[name], config=config, inputs=inputs or {}, kind=kind)
 
 
-def run(place: Workplace, stage: Stage, compute: Callable[[Output], None], *, parent: str) -> State:
+def run(
+    place: Workplace, stage: Stage, compute: Callable[[Output], None], *, parent: str, retry_failed: bool = False
+) -> State:
     """Run a stage and return a completed state with its Ref: named "Cached" if the output was there already.
 
     Args:
@@ -31,6 +33,7 @@ def run(place: Workplace, stage: Stage, compute: Callable[[Output], None], *, pa
         stage: the work, named by its key.
         compute: writes the output and commits it.
         parent: MLflow run of the round (or "" without a tracker).
+        retry_failed: compute an output again that has failed rows; for work whose failures may pass.
     """
     tracker, label = place.tracker, task_run.name or stage.name
     run_id = tracker.start_run(label, parent=parent, tags=_tags(stage), params=stage.config_dict)
@@ -42,7 +45,15 @@ def run(place: Workplace, stage: Stage, compute: Callable[[Output], None], *, pa
             tracker.log_metrics(run_id, metrics, step=done)
 
     try:
-        result = run_stage(place.store, place.claims, stage, compute, work_root=place.work_root, on_progress=watch)
+        result = run_stage(
+            place.store,
+            place.claims,
+            stage,
+            compute,
+            work_root=place.work_root,
+            on_progress=watch,
+            retry_failed=retry_failed,
+        )
     except BaseException:
         tracker.finish(run_id, "FAILED")
         raise

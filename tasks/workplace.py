@@ -25,6 +25,8 @@ class Workplace(Settings):
     database_url: str
     mlflow_uri: str | None = None
     experiment: str = "redraft"
+    retry_failed: bool = False
+    """Ask the expert again about drafts that failed (`redraft rerun`); what it has answered is in the ledger."""
     expert_url: str = ""
     """The reference expert of this run, where no `expert.base_url` is configured."""
 
@@ -71,8 +73,7 @@ class Workplace(Settings):
     def local_folder(self, ref: Ref) -> Path:
         """A folder on this machine with the files of a checkpoint, each checked against its sha256."""
         for part in read_manifest(self.store, ref.uri).parts:
-            read_verified(self.store, f"{ref.uri}/{part.path}", part.sha256)
-            path = self.store.local(f"{ref.uri}/{part.path}")
+            path = self.store.local(f"{ref.uri}/{part.path}", part.sha256)
         return path.parents[len(Path(part.path).parts) - 1]
 
 

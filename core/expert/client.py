@@ -4,11 +4,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 from pydantic import SecretStr
+from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import ExpertUnavailable, RowError
 from core.expert.ledger import Ledger, LedgerSession, Reply
@@ -268,7 +270,8 @@ class _Run:
     async def _keep_claims(self) -> None:
         while True:
             await asyncio.sleep(self._session.beat_s)
-            await self._in_thread(self._session.beat)
+            with suppress(SQLAlchemyError):  # a busy or absent database: the next beat may reach it
+                await self._in_thread(self._session.beat)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)

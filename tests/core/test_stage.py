@@ -5,9 +5,10 @@ import time
 
 import polars as pl
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from core.claims import Claims, open_database
-from core.errors import AccountingError, EmptyOutput, InputError
+from core.errors import AccountingError, ClaimLost, EmptyOutput, InputError
 from core.manifest import Ref, read_manifest, read_table, stage_key, to_parquet
 from core.settings import Settings
 from core.stage import Output, Stage, run_stage
@@ -186,3 +187,61 @@ def test_a_claim_of_a_dead_owner_expires_and_a_living_one_does_not(tmp_path):
         time.sleep(1.0)  # longer than the time to live: the heartbeat keeps it
         assert not alive.take("held")
     assert alive.take("held")
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"kind": "data'])
+def test_a_damaged_manifest_is_moved_aside_and_computed_again(runner, store, damage):
+    ref = runner(STAGE).ref
+    store.write(f"{ref.uri}/manifest.json", damage)
+    assert runner(STAGE).ref == ref
+    assert runner.calls == ["synth", "synth"]
+    assert store.list("damaged")
+
+
+def test_failed_rows_are_tried_again_only_when_that_is_asked_for(runner):
+    well = False
+
+    def compute(output: Output) -> None:
+        output.write(Samples, samples(3 if well else 2))
+        if not well:
+            output.reject("s2", "http_500", failed=True)
+        output.commit(rows_in=3)
+
+    first = runner(STAGE, compute)
+    well = True
+    assert runner(STAGE, compute).ref == first.ref
+    again = runner(STAGE, compute, retry_failed=True)
+    assert not again.cached
+    assert again.manifest.counts.failed == {}
+    assert runner(STAGE, compute, retry_failed=True).cached
+
+
+def test_a_stage_that_lost_its_claim_writes_no_manifest(store, claims, tmp_path):
+    other = Claims(open_database(f"sqlite:///{tmp_path}/state.db"))
+
+    def compute(output: Output) -> None:
+        output.write(Samples, samples(3))
+        with claims._engine.begin() as connection:  # the database was away, and the claim expired meanwhile
+            connection.exec_driver_sql("UPDATE claims SET expires = 0")
+        assert other.take(f"stage:{STAGE.key}")
+        output.commit(rows_in=3)
+
+    with pytest.raises(ClaimLost):
+        run_stage(store, claims, STAGE, compute, work_root=tmp_path / "work")
+    assert not store.exists(f"{STAGE.folder}/manifest.json")
+
+
+def test_the_heartbeat_survives_a_database_that_is_away_for_a_moment(tmp_path, monkeypatch):
+    claims = Claims(open_database(f"sqlite:///{tmp_path}/state.db"), ttl_s=0.8)
+    original, failures = Claims.beat, iter([True])
+
+    def beat(self: Claims, key: str) -> bool:
+        if next(failures, False):
+            raise OperationalError("UPDATE claims", {}, Exception("database is locked"))
+        return original(self, key)
+
+    monkeypatch.setattr(Claims, "beat", beat)
+    with claims.hold("work") as held:
+        time.sleep(1.5)
+        assert not Claims(claims._engine).take("work")
+        assert held()

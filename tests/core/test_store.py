@@ -9,7 +9,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from core.errors import CorruptPart, InputError, StoreError
-from core.store import LocalStore, S3Store, Store, open_store, put_image, read_verified
+from core.store import LocalStore, S3Store, Store, image_path, open_store, put_image, read_verified
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_objects_round_trip(store):
     store.write("datasets/a/part.bin", b"one")
     store.write("datasets/a/part.bin", b"two")
     assert store.read("datasets/a/part.bin") == b"two"
-    assert store.local("datasets/a/part.bin").read_bytes() == b"two"
+    assert store.local("datasets/a/part.bin", hashlib.sha256(b"two").hexdigest()).read_bytes() == b"two"
     assert store.exists("datasets/a/part.bin")
     assert not store.exists("datasets/a")
     assert not store.exists("datasets/b/part.bin")
@@ -80,6 +80,27 @@ def test_damaged_bytes_are_noticed_on_read(store):
 def test_an_image_is_stored_once(store):
     assert put_image(store, b"pixels") == put_image(store, b"pixels")
     assert len(store.list("images")) == 1
+
+
+def test_a_damaged_image_is_stored_anew(store):
+    sha = put_image(store, b"pixels")
+    store.write(image_path(sha), b"pix")
+    assert put_image(store, b"pixels") == sha
+    assert store.read(image_path(sha)) == b"pixels"
+
+
+def test_a_local_file_is_what_its_checksum_promises_even_if_it_was_fetched_before(store):
+    old, new = (hashlib.sha256(data).hexdigest() for data in (b"old", b"new"))
+    store.write("checkpoints/a/model", b"old")
+    path = store.local("checkpoints/a/model", old)
+    store.write("checkpoints/a/model", b"new")
+    assert store.local("checkpoints/a/model", new).read_bytes() == b"new"
+    if isinstance(store, S3Store):
+        path.write_bytes(b"ne")
+        assert store.local("checkpoints/a/model", new).read_bytes() == b"new"
+    store.write("checkpoints/a/model", b"ne")
+    with pytest.raises(CorruptPart):
+        store.local("checkpoints/a/model", old)
 
 
 def test_a_full_disk_is_a_clear_error_and_leaves_no_half_object(tmp_path):
