@@ -8,8 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from core.addresses import database_address, plain_address
 from core.corruption.settings import MaskSettings, ObjectiveSettings, RefineSettings, RevisionSettings
 from core.decoding.settings import DecodeSettings
 from core.errors import ConfigError
@@ -158,6 +159,15 @@ class ComputeSettings(Settings):
         return max(1, self.threads // 2)
 
 
+_CREDENTIALS = {
+    "store": "keys go into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "s3_endpoint": "keys go into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "prefect_url": "user and password go into PREFECT_API_AUTH_STRING, a key into PREFECT_API_KEY",
+    "mlflow_url": "user and password go into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+}
+"""Where the credentials of a service come from: the environment."""
+
+
 class PlaceSettings(Settings):
     """Where state lives and which servers are used. Empty: local, started when needed."""
 
@@ -166,13 +176,25 @@ class PlaceSettings(Settings):
     s3_endpoint: str = ""
     """Endpoint of an S3 service other than Amazon's."""
     database: str = ""
-    """SQLAlchemy URL of claims and ledger; empty: SQLite in REDRAFT_HOME."""
+    """SQLAlchemy URL of claims and ledger, its password in PGPASSWORD or ~/.pgpass; empty: SQLite in REDRAFT_HOME."""
     prefect_url: str = ""
     """API of a running Prefect server, e.g. http://127.0.0.1:4200/api."""
     mlflow_url: str = ""
     """Address of a running MLflow server."""
     experiment: str = "redraft"
     """MLflow experiment."""
+
+    @field_validator("database")
+    @classmethod
+    def _holds_no_password(cls, address: str) -> str:
+        return database_address(address, name="place.database")
+
+    @field_validator("store", "s3_endpoint", "prefect_url", "mlflow_url")
+    @classmethod
+    def _says_only_where(cls, address: str, info: ValidationInfo) -> str:
+        is_folder = info.field_name == "store" and ("://" not in address or address.startswith("file://"))
+        key = _CREDENTIALS[info.field_name or ""]
+        return address if is_folder else plain_address(address, name=f"place.{info.field_name}", instead=key)
 
 
 class RunConfig(Settings):

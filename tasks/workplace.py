@@ -5,10 +5,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from pydantic import field_validator
 from sqlalchemy import Engine
+from sqlalchemy.exc import ArgumentError
 
+from core.addresses import database_address
 from core.claims import Claims, open_database
-from core.errors import StoreError
+from core.errors import ConfigError, StoreError
 from core.ingest.images import decode
 from core.manifest import Ref, read_manifest
 from core.settings import Settings
@@ -29,6 +32,11 @@ class Workplace(Settings):
     """Ask the expert again about drafts that failed (`redraft rerun`); what it has answered is in the ledger."""
     expert_url: str = ""
     """The reference expert of this run, where no `expert.base_url` is configured."""
+
+    @field_validator("database_url")
+    @classmethod
+    def _holds_no_password(cls, address: str) -> str:
+        return database_address(address, name="database_url")
 
     @property
     def store(self) -> Store:
@@ -84,7 +92,13 @@ def _store(uri: str, endpoint: str | None, home: Path) -> Store:
 
 @lru_cache(maxsize=8)
 def _engine(url: str) -> Engine:
-    return open_database(url)
+    try:
+        return open_database(url)
+    except (ArgumentError, ImportError) as error:
+        raise ConfigError(
+            "place.database cannot be used: expected sqlite:////folder/state.db or postgresql://user@host/name, "
+            f"with its driver installed ({error})"
+        ) from error
 
 
 @lru_cache(maxsize=8)

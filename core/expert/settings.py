@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from core.addresses import plain_address, variable_name
 from core.settings import Settings
 
 
@@ -18,7 +19,7 @@ class ExpertSettings(Settings):
     """Who revises the drafts, and how patiently it is asked."""
 
     base_url: str = ""
-    """OpenAI-compatible endpoint, e.g. https://api.openai.com/v1; empty: the reference expert is started."""
+    """OpenAI-compatible endpoint, e.g. https://api.openai.com/v1, without a key; empty: the reference expert."""
     model: str = Field(default="reference", min_length=1)
     """Model name, as the endpoint calls it."""
     api_key_env: str = ""
@@ -50,6 +51,17 @@ class ExpertSettings(Settings):
     price_out: float | None = Field(default=None, ge=0)
     """US dollars a million completion tokens."""
     align: AlignmentSettings = AlignmentSettings()
+
+    @field_validator("base_url")
+    @classmethod
+    def _says_only_where(cls, address: str) -> str:
+        key = "a key goes into the environment variable that expert.api_key_env names"
+        return plain_address(address, name="expert.base_url", instead=key)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_the_name_of_a_variable(cls, text: str) -> str:
+        return variable_name(text, name="expert.api_key_env")
 
 
 class ReferenceSettings(Settings):

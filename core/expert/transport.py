@@ -79,13 +79,10 @@ class Transport:
     """An open connection pool to one endpoint; an async context manager. The key is never part of a message."""
 
     def __init__(self, settings: ExpertSettings, api_key: SecretStr | None) -> None:
-        parts = urlsplit(settings.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"expert.base_url = {settings.base_url!r}: expected http(s)://host/v1")
+        self.address, host = _address(settings.base_url)
         key = api_key.get_secret_value().strip() if api_key else ""
         if not (key.isascii() and key.isprintable()):
             raise ConfigError("the expert's API key holds characters that no HTTP header may hold")
-        self.address = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
         self._settings = settings
         self._key = key
         self._client = openai.AsyncOpenAI(
@@ -94,7 +91,7 @@ class Transport:
             max_retries=0,
             timeout=settings.timeout_s,
             # a proxy for the world is no proxy for this machine
-            http_client=openai.DefaultAioHttpClient(trust_env=not _is_loopback(parts.hostname)),
+            http_client=openai.DefaultAioHttpClient(trust_env=not _is_loopback(host)),
         )
 
     async def __aenter__(self) -> Self:
@@ -126,7 +123,7 @@ class Transport:
                     text = await self._post(body)
         except (openai.OpenAIError, TimeoutError) as error:
             raise self._explain(error, attempts) from None  # its chain holds the request's headers
-        return _completion(text, latency_s=time.monotonic() - started, attempts=attempts)
+        return _completion(text, redact=self._redact, latency_s=time.monotonic() - started, attempts=attempts)
 
     async def _post(self, body: dict[str, Any]) -> str:
         async with asyncio.timeout(self._settings.timeout_s):  # the whole exchange; the client's own is for each read
@@ -175,17 +172,17 @@ def _advice(status: int) -> str:
     return "check the API key in the variable that expert.api_key_env names"
 
 
-def _completion(text: str, *, latency_s: float, attempts: int) -> Completion:
+def _completion(text: str, *, redact: Callable[[str], str], latency_s: float, attempts: int) -> Completion:
     try:
         body = _Body.model_validate_json(text)
     except ValidationError:
-        raise EndpointFault("bad_response", f"not a chat completion: {text[:200]}", attempts) from None
+        raise EndpointFault("bad_response", f"not a chat completion: {redact(text)[:200]}", attempts) from None
     if not body.choices:
         raise EndpointFault("bad_response", "a chat completion without choices", attempts)
     choice, usage = body.choices[0], body.usage or _Usage()
     return Completion(
         content=choice.message.content,
-        refusal=choice.message.refusal,
+        refusal=redact(choice.message.refusal) if choice.message.refusal else None,
         finish_reason=choice.finish_reason,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
@@ -221,6 +218,18 @@ def retry_after_s(error: BaseException | None) -> float:
         return max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
     except (KeyError, ValueError):
         return 0.0
+
+
+def _address(base_url: str) -> tuple[str, str]:
+    """The endpoint's address in messages, and its host. Raises ConfigError, which does not repeat what may be a key."""
+    try:
+        parts = urlsplit(base_url)
+        host, port = parts.hostname, f":{parts.port}" if parts.port else ""
+    except ValueError:  # brackets without an IPv6 address, a port that is no number
+        parts, host, port = urlsplit(""), None, ""
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigError("expert.base_url is no address of an endpoint: expected http(s)://host/v1")
+    return f"{parts.scheme}://{host}{port}{parts.path}", host
 
 
 def _is_loopback(host: str) -> bool:

@@ -236,7 +236,27 @@ def test_a_fatal_error_of_the_store_ends_the_run_as_it_is(start_expert, ledger):
     assert all(reply.status == "answered" for reply in ask(config, ledger, 3))  # no claim was left behind
 
 
-@pytest.mark.parametrize("url", ["", "ftp://x/v1", "not a url"])
+@pytest.mark.parametrize("body", ["<html>key {key} is wrong</html>", '{"error": "{key}"}', "x" * 190 + "{key}"])
+def test_a_page_that_echoes_the_key_does_not_get_it_into_our_words(ledger, body):
+    url, stop = serve_always(200, body.replace("{key}", SECRET))
+    try:
+        (reply,) = ask(settings(url), ledger, api_key=SECRET)
+    finally:
+        stop()
+    assert reply.error.startswith("bad_response")
+    assert SECRET[:6] not in reply.error
+
+
+def test_a_refusal_that_echoes_the_key_does_not_get_it_into_our_words(ledger):
+    url, stop = serve_always(200, '{"choices": [{"message": {"refusal": "no, ' + SECRET + '"}}]}')
+    try:
+        (reply,) = ask(settings(url), ledger, api_key=SECRET)
+    finally:
+        stop()
+    assert reply.error == "refusal: no, ***"
+
+
+@pytest.mark.parametrize("url", ["", "ftp://x/v1", "not a url", "http://x:port/v1", "http://[x/v1"])
 def test_an_address_that_is_none_is_the_users_mistake(ledger, url):
     with pytest.raises(ConfigError, match="base_url"):
         ask(settings(url), ledger)
