@@ -1,6 +1,6 @@
 """Which samples have been used: every scheduled run takes the next unused slice, and keeps it when it is resumed."""
 
-from sqlalchemy import Engine, Integer, String, func, insert, select
+from sqlalchemy import Engine, Integer, String, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -38,3 +38,10 @@ def take_slice(engine: Engine, *, source: str, run: str, first: int, count: int,
         except IntegrityError:
             continue  # another run took this slice in the meantime
         return start, end
+
+
+def shorten_slice(engine: Engine, *, source: str, run: str, end: int) -> None:
+    """Give the samples from `end` on back: the run used none of them, and the next one takes them."""
+    shorter = update(Slice).where(Slice.source == source, Slice.run == run, Slice.end > end).values(end=end)
+    with engine.begin() as connection:
+        connection.execute(shorter)

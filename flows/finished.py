@@ -15,14 +15,26 @@ from tasks.versions import VERSIONS
 
 
 def finished_run(config: RunConfig, store: Store, reports: Path) -> RunSummary | None:
-    """The newest complete run of this configuration on unchanged input, if every output of it still verifies."""
-    wanted = (config_hash(config), inputs_digest(config))
-    known = [found for path in reports.glob("*/summary.json") if (found := _readable(path)) is not None]
-    for summary in sorted(known, key=lambda one: one.started, reverse=True):
-        same = (summary.config_hash, summary.inputs_digest) == wanted and summary.status == "done"
-        if same and summary.stages and all(_stands(store, stage) for stage in summary.stages):
-            return summary
-    return None
+    """The newest complete run of this configuration on unchanged input, if every output of it still verifies.
+
+    A scheduled run of the configuration is no such run: it went on from a champion, on samples of its own.
+    """
+    known = (found for path in reports.glob("*/summary.json") if (found := _readable(path)) is not None)
+    whole = sorted((one for one in known if one.kind == "run"), key=lambda one: one.started, reverse=True)
+    return next((one for one in whole if _complete(one, config, store)), None)
+
+
+def finished_as(run: str, config: RunConfig, store: Store, reports: Path) -> RunSummary | None:
+    """What the run of this name, of whatever kind, left behind, if it is complete and still verifies."""
+    summary = _readable(reports / run / "summary.json")
+    return summary if summary is not None and _complete(summary, config, store) else None
+
+
+def _complete(summary: RunSummary, config: RunConfig, store: Store) -> bool:
+    wanted = (config_hash(config), inputs_digest(config), "done")
+    if (summary.config_hash, summary.inputs_digest, summary.status) != wanted:
+        return False
+    return bool(summary.stages) and all(_stands(store, stage) for stage in summary.stages)
 
 
 def _stands(store: Store, stage: StageRecord) -> bool:

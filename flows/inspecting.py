@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.tree import Tree
 
 from core.config import RunConfig
@@ -20,26 +20,35 @@ from flows.summary import read_summary
 def show_status(config: RunConfig, *, json: bool) -> int:
     """The verb `status`: runs of this home, newest first, with their state in Prefect."""
     from prefect import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentTaskRunId, FlowRunFilterStartTime
     from prefect.client.schemas.sorting import FlowRunSort
 
     from flows.lost_runs import mark_lost_runs
 
     with session(config.model_copy(update={"expert": config.expert.model_copy(update={"base_url": "unused"})})):
         mark_lost_runs()
+        begun = FlowRunFilter(  # neither firings to come, and those that were cancelled at once, nor subflows
+            start_time=FlowRunFilterStartTime(is_null_=False),
+            parent_task_run_id=FlowRunFilterParentTaskRunId(is_null_=True),
+        )
         with get_client(sync_client=True) as client:
-            runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=200)
-    rows = [run for run in runs if run.parent_task_run_id is None]
+            rows = client.read_flow_runs(flow_run_filter=begun, sort=FlowRunSort.START_TIME_DESC, limit=200)
     if json:
         emit({"verb": "status", "runs": [{"run": run.name, "state": run.state_name} for run in rows]})
         return 0
-    table = Table("run", "state", "began", "seconds", "report")
+    table = Table(Column("run", no_wrap=True, overflow="fold"), "state", "began", "seconds", "report")
     for run in rows:
-        report = home() / "reports" / run.name / "report.html"
+        report = _report_of(run.name)
         began = f"{run.start_time:%Y-%m-%d %H:%M}" if run.start_time else "-"
         seconds = f"{run.total_run_time.total_seconds():.0f}"
-        table.add_row(run.name, run.state_name or "?", began, seconds, str(report) if report.exists() else "-")
+        table.add_row(run.name, run.state_name or "?", began, seconds, "yes" if report.exists() else "-")
     Console().print(table)
+    Console().print(f"reports: {_report_of('RUN')}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _report_of(run: str) -> Path:
+    return home() / "reports" / run / "report.html"
 
 
 def show_report(run: str) -> int:

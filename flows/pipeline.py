@@ -2,7 +2,7 @@
 
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -14,11 +14,12 @@ from core.config import RunConfig, parse_config
 from core.errors import ServerError
 from core.manifest import Ref, read_manifest
 from core.settings import Settings
-from core.slices import take_slice
+from core.slices import shorten_slice, take_slice
 from flows.evaluation import evaluation
 from flows.foundation import Foundation, StageOne, foundation, stage_one
 from flows.gathering import only
-from flows.lost_runs import note_process
+from flows.lost_runs import end_as_failed, note_process
+from flows.remembered import Beginning, hold_start, remember
 from flows.reporting import publish
 from flows.self_correction import Round, evaluate_dev, self_correction
 from tasks.corrupt import MaskConfig, mask
@@ -34,6 +35,7 @@ class RunResult(Settings):
     """What a run left behind, for summary, report and `--json`."""
 
     run: str
+    kind: Literal["run", "scheduled"] = "run"
     config: RunConfig
     started: datetime
     seconds: float
@@ -49,7 +51,13 @@ class RunResult(Settings):
     notes: tuple[str, ...] = ()
 
 
-@flow(name="redraft", flow_run_name="{run}")
+@flow(
+    name="redraft",
+    flow_run_name="{run}",
+    on_failure=[end_as_failed],
+    on_crashed=[end_as_failed],
+    on_cancellation=[end_as_failed],
+)
 def redraft_run(config: dict[str, Any], place: dict[str, Any], run: str, command: str = "") -> str:
     """One run of the loop from nothing: returns the path of its summary."""
     note_process()
@@ -79,36 +87,61 @@ def redraft_run(config: dict[str, Any], place: dict[str, Any], run: str, command
     return str(publish(here, result, parent, command))
 
 
-@flow(name="redraft-scheduled", flow_run_name="{name}-{started}")
-def redraft_scheduled(config: dict[str, Any], place: dict[str, Any], name: str, started: str = "now") -> State:
-    """One firing of a schedule: rounds from the champion on the next unused samples; says so if there are none."""
+def firing_name() -> str:
+    """The name of a scheduled run, e.g. 'scenes-20260102-020000-1f2e3d': what it leaves behind can be found by it.
+
+    A run that is taken up again keeps its name.
+    """
+    if flow_run.run_count:
+        return str(flow_run.name)
+    return f"{flow_run.parameters['name']}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{flow_run.id[-6:]}"
+
+
+@flow(
+    name="redraft-scheduled",
+    flow_run_name=firing_name,
+    on_failure=[end_as_failed],
+    on_crashed=[end_as_failed],
+    on_cancellation=[end_as_failed],
+)
+def redraft_scheduled(config: dict[str, Any], place: dict[str, Any], name: str) -> State:
+    """One firing of a schedule: rounds from the champion on the next unused samples; says so if there are none.
+
+    The state's data is the path of the summary, or None.
+    """
     note_process()
-    settings, here = parse_config(config, name), Workplace.model_validate(place)
-    return _next_rounds(settings, here, f"{name}-{flow_run.id}")
+    settings, here, run = parse_config(config, name), Workplace.model_validate(place), str(flow_run.name)
+    remember(here.home, run, Beginning(kind="scheduled", config=settings))
+    parent = open_pipeline(here, run, {"redraft.run": run, "redraft.config": settings.name}, config)
+    return _next_rounds(settings, here, run, parent)
 
 
-def _next_rounds(settings: RunConfig, here: Workplace, run: str) -> State:
+def _next_rounds(settings: RunConfig, here: Workplace, run: str, parent: str) -> State:
     began, started = time.monotonic(), datetime.now(UTC)
-    parent = open_pipeline(here, run, {"redraft.run": run, "redraft.config": settings.name}, {"scheduled": True})
     first = open_round(here, "foundation", parent)
     ground = foundation(settings, here, first)
     first_model = stage_one(settings, here, ground, settings.compute.threads, first)
     close_round(here, first)
-    slice_ = _next_slice(settings, here, ground, run)
+    source, limit = _source(settings, here, ground)
+    slice_ = _next_slice(settings, here, ground.used, run, source, limit)
     if slice_ is None:
-        close_round(here, parent)
+        here.tracker.finish(parent, "FINISHED")
         return Completed(name="NothingNew", message="every sample has been used: there is nothing new to learn from")
-    start = StageOne(rows=first_model.rows, model=champion_of(settings, here) or first_model.model)
-    rounds = self_correction(_fitted(settings, slice_), here, ground, start, slice_[0], parent)
+    model = hold_start(here.home, run, champion_of(settings, here) or first_model.model)
+    start, fitted = StageOne(rows=first_model.rows, model=model), _fitted(settings, slice_)
+    rounds = self_correction(fitted, here, ground, start, slice_[0], parent)
+    used = slice_[0] + len(rounds) * fitted.rounds.samples
+    shorten_slice(here.engine, source=source, run=run, end=used)
     arms = {"champion": start.model} | {f"round {one.number}": one.model for one in rounds}
     measured = evaluation(settings, here, arms, ground.test, parent, cores=settings.compute.threads)
     champion = choose_champion(settings, here, ground, start.model, rounds, parent)
     result = RunResult(
-        run=run, config=settings, started=started, seconds=time.monotonic() - began, ground=ground,
+        run=run, kind="scheduled", config=settings, started=started, seconds=time.monotonic() - began, ground=ground,
         replay=first_model.rows, rounds=rounds,
         arms=arms, evaluations=measured, champion=champion, notes=notes_on(rounds, settings),
     )  # fmt: skip
-    return Completed(message=str(publish(here, result, parent, f"scheduled run of {settings.name}")))
+    path = str(publish(here, result, parent, f"scheduled run of {settings.name}"))
+    return Completed(message=path, data=path)
 
 
 def control_of(
@@ -121,21 +154,26 @@ def control_of(
     return tuning, ground.base, rows
 
 
-def _next_slice(settings: RunConfig, here: Workplace, ground: Foundation, run: str) -> tuple[int, int] | None:
+def _source(settings: RunConfig, here: Workplace, ground: Foundation) -> tuple[str, int]:
+    """What samples are numbered in, and how many there are."""
+    if ground.ingested is None:
+        return f"scenes:{settings.seed}", settings.data.pool
+    return ground.ingested.digest, int(read_manifest(here.store, ground.ingested.uri).facts["train"])
+
+
+def _next_slice(
+    settings: RunConfig, here: Workplace, learned: int, run: str, source: str, limit: int
+) -> tuple[int, int] | None:
     count = settings.rounds.n * settings.rounds.samples
-    limit = settings.data.pool
-    source = f"scenes:{settings.seed}"
-    if ground.ingested is not None:
-        limit, source = int(read_manifest(here.store, ground.ingested.uri).facts["train"]), ground.ingested.digest
-    first = ground.used + count  # what the first run of this configuration uses
+    first = learned + count  # what the first run of this configuration uses
     return take_slice(here.engine, source=source, run=run, first=first, count=count, limit=limit)
 
 
 def _fitted(settings: RunConfig, slice_: tuple[int, int]) -> RunConfig:
-    """The settings with rounds that fit into the slice."""
+    """The settings with whole rounds that fit into the slice; what is left over goes to the next run."""
     available = slice_[1] - slice_[0]
     samples = min(settings.rounds.samples, available)
-    rounds = settings.rounds.model_copy(update={"samples": samples, "n": max(1, available // samples)})
+    rounds = settings.rounds.model_copy(update={"samples": samples, "n": available // samples})
     return settings.model_copy(update={"rounds": rounds})
 
 
@@ -190,8 +228,9 @@ def notes_on(rounds: list[Round], settings: RunConfig) -> list[str]:
         f"({settings.rounds.promote_on}, 95 % interval of the paired difference)."
         for one in rounds
     ]
-    if len(rounds) < settings.rounds.n:
-        notes.append(
-            f"Stopped after {len(rounds)} of {settings.rounds.n} rounds: {settings.rounds.patience} gained nothing."
-        )
+    if (ran := len(rounds)) < (planned := settings.rounds.n):
+        patience = settings.rounds.patience
+        lost_patience = ran >= patience and not any(one.gained for one in rounds[-patience:])
+        reason = f"the last {patience} gained nothing" if lost_patience else "no unused samples are left for more"
+        notes.append(f"Stopped after {ran} of {planned} rounds: {reason}.")
     return notes

@@ -66,6 +66,7 @@ def summarize_run(place: Workplace, result: "RunResult", command: str) -> RunSum
     exact = ground_truth_known(store, ground.test)
     return RunSummary(
         run=result.run,
+        kind=result.kind,
         started=result.started,
         seconds=result.seconds,
         command=command,

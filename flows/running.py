@@ -5,15 +5,16 @@ import shlex
 import sys
 import time
 from datetime import UTC, datetime
+from json import dumps
 from pathlib import Path
 from typing import Any
 
-import orjson
 from rich.console import Console
 
 from core.config import RunConfig
-from core.errors import InputError
-from flows.finished import finished_run
+from core.errors import ConfigError, InputError
+from flows.finished import finished_as, finished_run
+from flows.remembered import Beginning, recall, remember
 from flows.report import results_table
 from flows.session import home, session, workplace
 from flows.summary import RunSummary, read_summary
@@ -29,7 +30,7 @@ def run_loop(config: RunConfig, *, json: bool) -> int:
         return repeat("run", before, started, json=json)
     name = f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     command = shlex.join(["redraft", *sys.argv[1:]])
-    remember(name, config)
+    remember(home(), name, Beginning(kind="run", config=config))
     with session(config) as place:  # it sets the environment that the imports read
         from flows.lost_runs import mark_lost_runs
         from flows.pipeline import redraft_run
@@ -37,7 +38,7 @@ def run_loop(config: RunConfig, *, json: bool) -> int:
         from tasks.narration import narrated
 
         preflight(config, place)
-        say(f"run [bold]{name}[/]")
+        say(f"run {name}")
         say(f"Prefect {os.environ['PREFECT_API_URL'].removesuffix('/api')} · MLflow {place.mlflow_uri}")
         values = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json"), "run": name}
         mark_lost_runs()
@@ -47,20 +48,20 @@ def run_loop(config: RunConfig, *, json: bool) -> int:
 
 
 def rerun_loop(run: str, *, json: bool) -> int:
-    """The verb `rerun`: the same flow run again. Whatever has a manifest is returned at once."""
+    """The verb `rerun`: the same flow run again. Whatever has a manifest is returned at once, but for failed rows."""
     started = time.monotonic()
-    known = _config_of(run)
-    before = finished_run(known, workplace(known.place).store, home() / "reports")
-    if before is not None and before.run == run:
+    known = recall(home(), run)
+    before = finished_as(run, known.config, workplace(known.config.place).store, home() / "reports")
+    if before is not None and not any(stage.failed for stage in before.stages):
         return repeat("rerun", before, started, json=json)
-    with session(known) as place:  # it sets the environment that the imports read
+    with session(known.config) as place:  # it sets the environment that the imports read
         from prefect import get_client
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
         from prefect.flow_engine import run_flow
-        from prefect.states import Scheduled
+        from prefect.states import Pending
 
-        from flows.lost_runs import mark_lost_runs
-        from flows.pipeline import redraft_run
+        from flows.lost_runs import mark_lost_runs, note_process, refuse_if_going
+        from flows.pipeline import redraft_run, redraft_scheduled
         from tasks.narration import narrated
 
         mark_lost_runs()
@@ -68,23 +69,40 @@ def rerun_loop(run: str, *, json: bool) -> int:
             found = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[run])))
             if not found:
                 raise InputError(f"Prefect knows no run {run!r}: `redraft status` lists them")
-            client.set_flow_run_state(found[0].id, Scheduled(message="redraft rerun"), force=True)
+            refuse_if_going(found[0])
+            note_process(found[0].id)
+            # not Scheduled: `redraft serve` would take the run for one that is due, and begin it too
+            client.set_flow_run_state(found[0].id, Pending(message="redraft rerun"), force=True)
             again = client.read_flow_run(found[0].id)
-        parameters: dict[str, Any] = again.parameters | {"place": place.model_dump(mode="json")}
+        trying_again = place.model_copy(update={"retry_failed": True})
+        parameters: dict[str, Any] = again.parameters | {"place": trying_again.model_dump(mode="json")}
         with narrated():
-            state = run_flow(redraft_run, flow_run=again, parameters=parameters, return_type="state")
+            flow: Any = redraft_run if known.kind == "run" else redraft_scheduled
+            state = run_flow(flow, flow_run=again, parameters=parameters, return_type="state")
+        if state.name == "NothingNew":
+            return _nothing_new(run, state.message, started, json=json)
         return conclude("rerun", run, state, started, json=json)
+
+
+def _nothing_new(run: str, reason: str, started: float, *, json: bool) -> int:
+    say(f"{run}: {reason}")
+    if json:
+        seconds = round(time.monotonic() - started, 1)
+        emit({"verb": "rerun", "run": run, "outputs": [], "note": reason, "seconds": seconds})
+    return DONE
 
 
 def serve_schedule(config: RunConfig, cron: str) -> int:
     """The verb `serve`."""
+    if config.rounds.n == 0:
+        raise ConfigError("a scheduled run learns in rounds: set rounds.n to 1 or more")
     with session(config) as place:  # it sets the environment that the imports read
         from flows.pipeline import redraft_scheduled
         from flows.serve import cron_schedule, serve_loop
 
         schedule = cron_schedule(cron)
         values = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json"), "name": config.name}
-        say(f"serving [bold]{config.name}[/] at {cron!r}; Ctrl-C ends it. Prefect {os.environ['PREFECT_API_URL']}")
+        say(f"serving {config.name} at {cron!r}; Ctrl-C ends it. Prefect {os.environ['PREFECT_API_URL']}")
         serve_loop(redraft_scheduled, name=config.name, schedule=schedule, parameters=values)
     return DONE
 
@@ -107,7 +125,7 @@ def conclude(verb: str, run: str, state: Any, started: float, *, json: bool) -> 
     seconds = time.monotonic() - started
     if not state.is_completed():
         partial = "PartialFailure" in (state.message or "")
-        say(f"[red]{run} {'is incomplete' if partial else 'failed'}[/]: {reason_of(state)}")
+        say(f"{run} {'is incomplete' if partial else 'failed'}: {reason_of(state)}", style="red")
         say(f"What is finished is kept. Mend the cause, then: redraft rerun {run}")
         if json:
             emit({"verb": verb, "run": run, "outputs": [], "error": reason_of(state), "seconds": round(seconds, 1)})
@@ -162,26 +180,10 @@ def machine_line(verb: str, summary: RunSummary, seconds: float) -> dict[str, An
 
 
 def emit(value: dict[str, Any]) -> None:
-    """One line of JSON on standard output."""
-    sys.stdout.write(orjson.dumps(value).decode() + "\n")
+    """One line of JSON on standard output, in ASCII: an error may quote text that no encoding can write."""
+    sys.stdout.write(dumps(value) + "\n")
 
 
-def say(text: str) -> None:
-    """A line for people, on standard error."""
-    _console.print(text, highlight=False, soft_wrap=True)
-
-
-def remember(run: str, config: RunConfig) -> None:
-    """Keep a run's configuration: a rerun uses the same settings, whatever is configured by then."""
-    path = home() / "runs" / f"{run}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(config.model_dump_json(indent=1))
-
-
-def _config_of(run: str) -> RunConfig:
-    """The configuration of a run, which it left in REDRAFT_HOME when it began."""
-    path = home() / "runs" / f"{run}.json"
-    try:
-        return RunConfig.model_validate_json(path.read_text())
-    except OSError as error:
-        raise InputError(f"there is no run {run!r} here: `redraft status` lists them ({error.strerror})") from error
+def say(text: str, *, style: str = "") -> None:
+    """A line for people, on standard error, as it is: paths and errors hold what rich would take for markup."""
+    _console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)

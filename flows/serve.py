@@ -44,8 +44,8 @@ def serve_loop(
     it within `servers(...)` in the main thread of a program whose start is guarded by `__main__`.
     """
     before = signal.getsignal(signal.SIGTERM)
-    for run_id in mark_lost_runs():
-        _log.warning("run %s was killed; resume it with `redraft rerun %s`", run_id, run_id)
+    for run in mark_lost_runs():
+        _log.warning("run %s was killed; resume it with `redraft rerun %s`", run, run)
     try:
         asyncio.run(_serve(flow, name, schedule, dict(parameters), on_ready))
     finally:

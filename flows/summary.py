@@ -185,6 +185,8 @@ class RunSummary(Record):
 
     run: str
     """Name of the run, as `redraft status` shows it."""
+    kind: Literal["run", "scheduled"] = "run"
+    """The whole loop, or one firing of a schedule."""
     status: Literal["done", "partial", "failed"] = "done"
     started: datetime
     seconds: float

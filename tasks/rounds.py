@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 from tasks.workplace import Workplace
 
+_OPEN = "redraft.open"
+"""Tag of a round's run: "yes" until it has ended."""
+
 
 def open_pipeline(place: Workplace, name: str, tags: Mapping[str, str], params: Mapping[str, object]) -> str:
     """The pipeline's run: a new one, or, when a failed run is taken up again, the one that it began."""
@@ -21,12 +24,26 @@ def open_round(place: Workplace, name: str, parent: str) -> str:
     known = place.tracker.find_run(tags) if parent else None
     if known:
         place.tracker.resume_run(known)
+        place.tracker.set_tags(known, {_OPEN: "yes"})
         return known
-    return place.tracker.start_run(name, parent=parent, tags=tags, params={})
+    return place.tracker.start_run(name, parent=parent, tags=tags | {_OPEN: "yes"}, params={})
 
 
 def close_round(place: Workplace, run: str, gained: bool | None = None) -> None:
     """End a round's run."""
-    if gained is not None:
-        place.tracker.set_tags(run, {"redraft.gained": str(gained)})
+    told = {} if gained is None else {"redraft.gained": str(gained)}
+    place.tracker.set_tags(run, told | {_OPEN: "no"})
     place.tracker.finish(run, "FINISHED")
+
+
+def fail_pipeline(place: Workplace, name: str) -> None:
+    """End the run of a pipeline that came to nothing, and those of its rounds that are still open."""
+    tracker, ended = place.tracker, set[str]()
+    parent = tracker.find_run({"redraft.run": name})
+    if not parent:
+        return
+    while (one := tracker.find_run({"redraft.pipeline": parent, _OPEN: "yes"})) and one not in ended:
+        ended.add(one)
+        tracker.set_tags(one, {_OPEN: "no"})
+        tracker.finish(one, "FAILED")
+    tracker.finish(parent, "FAILED")
