@@ -3,15 +3,17 @@
 Exit codes: 0 done, 1 failed, 2 usage, 3 partial (some shards failed: `redraft rerun RUN` computes those alone).
 """
 
+import errno
+import os
 import sys
 from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 from cyclopts.config import Dict
 
-from core.config import RunConfig, config_path, read_toml
+from core.config import RunConfig, config_path, parse_config, read_toml
 from core.errors import ConfigError, RedraftError
 
 app = App(
@@ -21,6 +23,7 @@ app = App(
 )
 
 Config = Annotated[RunConfig, Parameter(name="*")]
+Limit = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 _DEFAULTS = RunConfig()
 _LENGTH = ("--model.response_length",)
@@ -36,7 +39,7 @@ _SHORT = {
 def run(
     *,
     config: Config = _DEFAULTS,
-    limit: int | None = None,
+    limit: Limit = None,
     json: Json = False,
 ) -> int:
     """Run the whole loop: foundation, rounds of self-correction, evaluation, report.
@@ -216,8 +219,13 @@ def with_config(
     path = config_path(config)
     if tokens and tokens[0] in _configured_verbs():
         # under the verb's name: at the top a table that is called like a verb (expert) would be passed over silently
-        app.config = [Dict({tokens[0]: read_toml(path)}, source=str(path))]
-    result = app(_expanded(tokens), exit_on_error=False, result_action="return_value")
+        values = read_toml(path)
+        parse_config(values, str(path))  # every wrong key at once, and no value: it may be a secret
+        app.config = [Dict({tokens[0]: values}, source=str(path))]
+    verb, given, _ = app.parse_args(_expanded(tokens), exit_on_error=False)
+    if "config" in given.arguments:
+        given.arguments["config"] = _settled(given.arguments["config"])
+    result = verb(*given.args, **given.kwargs)
     return result if isinstance(result, int) else 0
 
 
@@ -235,17 +243,40 @@ def _expanded(tokens: tuple[str, ...]) -> list[str]:
     return written
 
 
+def _settled(config: RunConfig) -> RunConfig:
+    """The configuration with absolute paths: servers and tasks may work in other folders, and so may a rerun."""
+    data, place = config.data, config.place
+    paths = {"path": _absolute(data.path), "images": _absolute(data.images)}
+    places = {"store": _absolute(place.store), "database": _absolute_sqlite(place.database)}
+    return config.model_copy(
+        update={
+            "data": data.model_copy(update=paths),
+            "model": config.model.model_copy(update={"checkpoint": _absolute(config.model.checkpoint)}),
+            "place": place.model_copy(update=places),
+        }
+    )
+
+
+def _absolute(path: str) -> str:
+    """The path from the root on; what is empty or has a scheme (s3://bucket) stays as it is."""
+    return path if not path or "://" in path else str(Path(path).resolve())
+
+
+def _absolute_sqlite(url: str) -> str:
+    """The URL with the path of a SQLite file from the root on; other databases are not files."""
+    scheme, separator, path = url.partition(":///")
+    is_file = scheme.startswith("sqlite") and path and not path.startswith((":memory:", "file:", "?"))
+    return f"{scheme}{separator}{Path(path).resolve()}" if is_file else url
+
+
 def _narrowed(config: RunConfig, limit: int | None) -> RunConfig:
-    """The configuration with absolute paths and at most `limit` samples of each kind."""
-    changes: dict[str, object] = {
-        name: str(Path(value).resolve()) for name in ("path", "images") if (value := getattr(config.data, name))
-    }
-    rounds = config.rounds
-    if limit is not None:
-        changes |= {name: min(limit, getattr(config.data, name)) for name in ("train", "dev", "test")}
-        rounds = rounds.model_copy(update={"samples": min(limit, rounds.samples)})
-    data_settings = type(config.data).model_validate(config.data.model_dump() | changes)
-    return config.model_copy(update={"data": data_settings, "rounds": rounds})
+    """The configuration with at most `limit` samples of each kind."""
+    if limit is None:
+        return config
+    data, rounds = config.data, config.rounds
+    counts = {name: min(limit, getattr(data, name)) for name in ("train", "dev", "test")}
+    fewer = rounds.model_copy(update={"samples": min(limit, rounds.samples)})
+    return config.model_copy(update={"data": data.model_copy(update=counts), "rounds": fewer})
 
 
 def main() -> None:
@@ -260,9 +291,21 @@ def main() -> None:
     except RedraftError as error:
         sys.stderr.write(f"redraft: {error}\n")
         code = 1
+    except OSError as error:
+        sys.stderr.write(f"redraft: {_explained(error)}\n")
+        code = 1
     except KeyboardInterrupt:
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explained(error: OSError) -> str:
+    """Which file or folder it is about, and what to do; writes to a full disk do not say where they went."""
+    home = Path(os.environ.get("REDRAFT_HOME", ".redraft")).resolve()
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "make room on that disk" if full else "see to it that it can be read and written"
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename or home}: {reason}. {advice.capitalize()}, or let REDRAFT_HOME (now {home}) be elsewhere"
 
 
 if __name__ == "__main__":

@@ -1,23 +1,27 @@
 """The verb `init`: a configuration file that explains every key."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
 from pydantic import BaseModel
 from rich.console import Console
+from rich.text import Text
 
 from core.config import RunConfig, config_path, parse_config, read_toml
 from core.errors import ConfigError
 
 
 def write_config(file: Path, preset: str) -> int:
-    """Write `file` from a preset, every key with its meaning. Raises ConfigError if it exists already."""
+    """Write `file` from a preset, every key with its meaning. Raises ConfigError if it exists, or no folder for it."""
     if file.exists():
         raise ConfigError(f"{file} exists already: give another name, or delete it first")
+    if not file.parent.is_dir():
+        raise ConfigError(f"there is no folder {file.parent} to write {file.name} to: make it first")
     path = config_path(preset)
     file.write_text("\n".join(commented(parse_config(read_toml(path), str(path)))) + "\n")
-    Console(stderr=True).print(f"wrote {file}: redraft run --config {file}", highlight=False)
+    Console(stderr=True).print(Text(f"wrote {file}: redraft run --config {shlex.quote(str(file))}"), soft_wrap=True)
     return 0
 
 

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable
 
 from rich.console import Console
+from rich.text import Text
 
 from core.config import RunConfig
 from core.decoding.settings import DecodeSettings
@@ -36,10 +37,16 @@ def examine(config: RunConfig) -> int:
                 said = check()
             except (RedraftError, OSError, ValueError) as error:
                 broken += 1
-                console.print(f"[red]✗[/] {name:7} {error}", highlight=False)
+                console.print(line("✗", "red", name, str(error)), soft_wrap=True)
             else:
-                console.print(f"[green]✓[/] {name:7} {said} ({time.monotonic() - started:.1f} s)", highlight=False)
+                seconds = time.monotonic() - started
+                console.print(line("✓", "green", name, f"{said} ({seconds:.1f} s)"), soft_wrap=True)
     return 1 if broken else 0
+
+
+def line(mark: str, colour: str, name: str, said: str) -> Text:
+    """A coloured mark, and what was said as it is: replies and errors hold what rich would take for markup."""
+    return Text.assemble((mark, colour), f" {name:7} {said}")
 
 
 def _forward(config: RunConfig, place: Workplace) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from core.config import PlaceSettings, RunConfig
-from core.errors import ServerError
+from core.errors import ConfigError, ServerError
 from flows.environment import applied, environment
 from flows.processes import free_port, last_lines, start, stop
 from flows.servers import servers
@@ -22,8 +22,11 @@ _EXPERT_START_SECONDS = 60.0
 
 
 def home() -> Path:
-    """REDRAFT_HOME, by default .redraft in the current folder."""
-    return Path(os.environ.get("REDRAFT_HOME", ".redraft")).resolve()
+    """REDRAFT_HOME, by default .redraft in the current folder. Raises ConfigError if it is a file."""
+    path = Path(os.environ.get("REDRAFT_HOME", ".redraft")).resolve()
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"REDRAFT_HOME is to be a folder, but {path} is a file: name another place, or delete it")
+    return path
 
 
 def workplace(settings: PlaceSettings, *, mlflow_uri: str | None = None, expert_url: str = "") -> Workplace:

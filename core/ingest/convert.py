@@ -18,7 +18,7 @@ def convert_metadata(source: Path, target: Path, *, image_key: str, caption_key:
     Nothing is dropped here: a row without a caption becomes a row with an empty one, for ingest to reject and count.
 
     Raises:
-        InputError: the file cannot be read, a line is no JSON object, or no row has one of the two keys.
+        InputError: a file cannot be read or written, a line is no JSON object, or no row has one of the two keys.
     """
     rows: list[dict[str, Json]] = []
     keys: set[str] = set()
@@ -32,10 +32,18 @@ def convert_metadata(source: Path, target: Path, *, image_key: str, caption_key:
     for key in (image_key, caption_key):
         if key not in keys:
             raise InputError(f"{source} has no key {key!r}; its keys are {', '.join(sorted(keys))}")
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    partial.replace(target)
+    _write(target, json.dumps(rows, indent=1))
     return len(rows)
+
+
+def _write(target: Path, text: str) -> None:
+    """The whole file or none."""
+    partial = target.with_name(target.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror}") from error
 
 
 def _llava_row(number: int, image: Json, caption: Json, prompt: str) -> dict[str, Json]:

@@ -28,13 +28,19 @@ def read_records(path: Path) -> Iterator[Record]:
     record with reason bad_json.
 
     Raises:
-        InputError: the file is missing, empty, or not JSON; the message has the line and column.
+        InputError: the file is missing, empty, cut off within a character, or not JSON; the message says where.
     """
     encoding = _encoding_of(path)
-    if path.suffix.lower() in LINE_SUFFIXES or _starts_with_a_whole_object(path, encoding):
-        yield from _lines(path, encoding)
-        return
-    yield from _array(path, encoding)
+    try:
+        if path.suffix.lower() in LINE_SUFFIXES or _starts_with_a_whole_object(path, encoding):
+            yield from _lines(path, encoding)
+        else:
+            yield from _array(path, encoding)
+    except UnicodeError as error:  # of UTF-16 and UTF-32, which have no way to let a wrong byte survive
+        raise InputError(
+            f"{path} looks like {encoding} by its first bytes, but cannot be read as such ({error}): "
+            "write it anew as UTF-8"
+        ) from error
 
 
 def _encoding_of(path: Path) -> str:
@@ -45,6 +51,8 @@ def _encoding_of(path: Path) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if not head.strip():
         raise InputError(f"{path} is empty")
+    if head.startswith(b"\0") and (head[2:3] != b"\0" or not any(head)):  # not as UTF-16 and UTF-32 begin
+        raise InputError(f"{path} begins with a NUL byte: it is damaged, or no text")
     return json.detect_encoding(head)
 
 

@@ -58,7 +58,7 @@ def _measure(config: RunConfig, protocols: dict[str, str], out: Path) -> bool:
         with narrated():
             state = measure_seed(**values, run=run, experiments=names, return_state=True)
         if not state.is_completed():
-            say(f"[red]{run} failed[/]: {reason_of(state)}. What is finished is kept: give the command again.")
+            say(f"{run} failed: {reason_of(state)}. What is finished is kept: give the command again.", style="red")
             return False
         about = {"command": shlex.join(["redraft", *sys.argv[1:]]), "time": watch.read()}
         about["time"]["stage_seconds"], found = state.result()

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import InputError
+from core.ingest import convert
 from core.ingest.convert import convert_metadata
 from core.ingest.images import decode
 from core.ingest.llava import ingest_llava
+from core.ingest.records import read_records
 from core.ingest.samples import CaptionLimit, split_of
 from core.ingest.settings import IngestSettings
 from data_contracts import Rejects, Samples
@@ -200,6 +202,32 @@ def test_a_broken_line_and_invalid_bytes_cost_only_their_own_row(tmp_path):
     assert "line 2" in rejects["detail"][0]
 
 
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+@pytest.mark.parametrize(
+    "blob",
+    [
+        json.dumps([row()]).encode("utf-16")[:-1],
+        json.dumps([row()]).encode("utf-32")[:-3],
+        json.dumps(row()).encode("utf-16-le") + b"\x00\xd8",
+    ],
+    ids=["cut UTF-16", "cut UTF-32", "half a pair"],
+)
+def test_a_file_that_is_cut_off_within_a_character_is_a_clear_error(tmp_path, name, blob):
+    path = tmp_path / name
+    path.write_bytes(blob)
+    with pytest.raises(InputError, match=f"{name} looks like utf-.*write it anew as UTF-8"):
+        list(read_records(path))
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+@pytest.mark.parametrize("rest", [json.dumps([row()]), json.dumps([row()]) + "\n", "", "\0" * 4096])
+def test_a_file_that_begins_with_nul_is_a_clear_error(tmp_path, name, rest):
+    path = tmp_path / name
+    path.write_bytes(b"\0" + rest.encode())
+    with pytest.raises(InputError, match=f"{name} begins with a NUL byte"):
+        list(read_records(path))
+
+
 def test_json_lines_are_known_without_their_suffix_and_a_single_object_is_one_row(tmp_path):
     path = tmp_path / "data.json"
     path.write_text("\n".join(json.dumps(row(text)) for text in "abc"))
@@ -282,3 +310,12 @@ def test_convert_names_the_keys_that_are_there(tmp_path, image, caption):
     with pytest.raises(InputError, match="its keys are captions, image"):
         convert_metadata(DATA / "metadata.jsonl", tmp_path / "o.json", image_key=image, caption_key=caption, prompt="p")
     assert not (tmp_path / "o.json").exists()
+
+
+def test_convert_says_that_it_cannot_write(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "none" / "o.json"
+    monkeypatch.setattr("sys.argv", ["convert", str(DATA / "metadata.jsonl"), str(out), "--caption", "captions"])
+    with pytest.raises(SystemExit) as caught:
+        convert.main()
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == f"cannot write {out}: No such file or directory\n"
