@@ -1,29 +1,32 @@
 """The whole loop on real parts: Prefect and MLflow servers, the reference expert over HTTP, a store on disk."""
 
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import orjson
 import pytest
 from mlflow import MlflowClient
-from prefect import flow
+from prefect import flow, get_client
 from prefect.client.schemas.objects import State
 
-from core.config import RunConfig, config_path, parse_config, read_toml
+from core.config import PlaceSettings, RunConfig, config_path, parse_config, read_toml
+from core.errors import StoreError
+from core.expert.ledger import Ledger
 from core.expert.server import make_server
 from core.manifest import MANIFEST, Manifest, Ref, read_manifest, read_table
 from core.store import LocalStore, image_path
 from core.worlds.scenes import synthesize
-from data_contracts import Samples
+from data_contracts import Revisions, Samples
 from flows.experiments.catalogue import CATALOGUE
 from flows.experiments.seed import measure_seed
 from flows.finished import finished_run
 from flows.foundation import samples_of
 from flows.pipeline import champion_of, redraft_run, redraft_scheduled
+from flows.remembered import Beginning, recall
 from flows.running import PARTIAL, rerun_loop, run_loop
 from flows.servers import Servers
 from flows.session import workplace
@@ -157,6 +160,18 @@ def test_an_experiment_takes_what_a_run_has_made_and_gives_a_row_an_arm_and_sett
     )
 
 
+def test_tokens_are_those_of_the_ledger_and_drafts_that_share_a_request_count_once(finished, place):
+    store, shared = LocalStore(place.home / "store"), 0
+    for folder, manifest in manifests(place).items():
+        if manifest.producer.stage == "revise":
+            rows = read_table(store, Ref(uri=folder, digest=manifest.digest, kind="dataset"), Revisions)
+            replies = Ledger(place.engine).find(rows["request_key"].unique().to_list())
+            shared += rows.height - len(replies)
+            assert manifest.facts["prompt_tokens"] == sum(reply.prompt_tokens or 0 for reply in replies.values())
+            assert manifest.facts["cost_usd"] is None, "the reference expert has no price"
+    assert shared > 0, "some drafts are alike, or this shows nothing"
+
+
 def test_mlflow_shows_the_tree_of_runs_with_inputs_and_models(finished, place, running_servers):
     client = MlflowClient(running_servers.mlflow_uri)
     experiment = client.get_experiment_by_name("redraft").experiment_id
@@ -190,7 +205,7 @@ def test_a_mended_shard_and_what_depends_on_it_is_all_that_a_rerun_computes(
     fresh = workplace(settings.place, mlflow_uri=running_servers.mlflow_uri)
     poison = poison_second_shard(settings, fresh)
     assert run_loop(settings, json=True) == PARTIAL
-    printed = orjson.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert "1 of 2 draft shards failed" in printed["error"]
     assert "a stored image is lost" in printed["error"]
     before, asked = manifests(fresh), requests_served(place)
@@ -238,6 +253,59 @@ def test_scheduled_runs_take_the_next_unused_samples_until_nothing_is_new(finish
     second = redraft_scheduled(**values, return_state=True)
     assert second.is_completed()
     assert second.name == "NothingNew"
+    summary = read_summary(Path(first.result()))
+    assert [note for note in summary.notes if note.startswith("Stopped")] == [
+        "Stopped after 1 of 2 rounds: no unused samples are left for more."
+    ]
+    known = finished_run(config, LocalStore(place.home / "store"), place.home / "reports")
+    assert known is not None
+    assert known.kind == "run", "a scheduled run is not taken for a finished one of its configuration"
+
+
+def test_a_scheduled_run_goes_by_one_name_everywhere_and_is_resumed_with_what_it_held(
+    finished, config, place, running_servers, monkeypatch, capsys
+):
+    wider = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"pool": 152}),
+            "place": PlaceSettings(prefect_url=running_servers.prefect_api_url, mlflow_url=running_servers.mlflow_uri),
+            "expert": config.expert.model_copy(update={"base_url": place.expert_url}),
+        }
+    )
+    monkeypatch.setenv("REDRAFT_HOME", str(place.home))
+    held = champion_of(config, place)
+    values = {"config": wider.model_dump(mode="json"), "place": place.model_dump(mode="json"), "name": "smoke"}
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.pipeline.evaluation", fail)
+        broken = redraft_scheduled(**values, return_state=True)
+    assert broken.is_failed()
+    with get_client(sync_client=True) as client:
+        name = client.read_flow_run(broken.state_details.flow_run_id).name
+    assert re.fullmatch(r"smoke-\d{8}-\d{6}-[0-9a-f]{6}", name)
+    assert tracked(running_servers.mlflow_uri, name) == ("FAILED", "152")
+    assert recall(place.home, name) == Beginning(kind="scheduled", config=wider, start=held)
+
+    before = manifests(place)
+    assert rerun_loop(name, json=True) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["run"] == name
+    added = {manifest.producer.stage for folder, manifest in manifests(place).items() if folder not in before}
+    assert added == {"evaluate"}, "the same slice and the same start"
+    assert read_summary(place.home / "reports" / name / "summary.json").kind == "scheduled"
+    assert tracked(running_servers.mlflow_uri, name) == ("FINISHED", "152")
+    assert rerun_loop(name, json=True) == 0, "it finished before"
+
+
+def fail(*_: object, **__: object) -> None:
+    raise StoreError("the disk is full")
+
+
+def tracked(uri: str, run: str) -> tuple[str, str]:
+    """Status of a pipeline's MLflow run, and one of its parameters."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("redraft").experiment_id
+    found = client.search_runs([experiment], f"tags.`redraft.run` = '{run}'")
+    assert len(found) == 1
+    return found[0].info.status, found[0].data.params["data.pool"]
 
 
 def test_samples_of_train_dev_and_test_never_overlap(finished, place):
