@@ -75,7 +75,6 @@ def rerun_loop(run: str, *, json: bool) -> int:
             client.set_flow_run_state(found[0].id, Pending(message="redraft rerun"), force=True)
             again = client.read_flow_run(found[0].id)
         trying_again = place.model_copy(update={"retry_failed": True})
-        asking = place.model_copy(update={"retry_failed": True})
         parameters: dict[str, Any] = again.parameters | {"place": trying_again.model_dump(mode="json")}
         with narrated():
             flow: Any = redraft_run if known.kind == "run" else redraft_scheduled
