@@ -1,6 +1,8 @@
 """The verbs that only look: status, report, lineage."""
 
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -16,23 +18,20 @@ from flows.running import emit
 from flows.session import home, session, workplace
 from flows.summary import read_summary
 
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+_SHOWN = 200
+"""Runs that `status` lists."""
+
 
 def show_status(config: RunConfig, *, json: bool) -> int:
     """The verb `status`: runs of this home, newest first, with their state in Prefect."""
-    from prefect import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentTaskRunId, FlowRunFilterStartTime
-    from prefect.client.schemas.sorting import FlowRunSort
-
     from flows.lost_runs import mark_lost_runs
 
     with session(config.model_copy(update={"expert": config.expert.model_copy(update={"base_url": "unused"})})):
         mark_lost_runs()
-        begun = FlowRunFilter(  # neither firings to come, and those that were cancelled at once, nor subflows
-            start_time=FlowRunFilterStartTime(is_null_=False),
-            parent_task_run_id=FlowRunFilterParentTaskRunId(is_null_=True),
-        )
-        with get_client(sync_client=True) as client:
-            rows = client.read_flow_runs(flow_run_filter=begun, sort=FlowRunSort.START_TIME_DESC, limit=200)
+        rows = _begun_runs()
     if json:
         emit({"verb": "status", "runs": [{"run": run.name, "state": run.state_name} for run in rows]})
         return 0
@@ -45,6 +44,28 @@ def show_status(config: RunConfig, *, json: bool) -> int:
     Console().print(table)
     Console().print(f"reports: {_report_of('RUN')}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _begun_runs() -> "list[FlowRun]":
+    """The newest runs: no subflows, no firings that are still to come or were cancelled before they began."""
+    from prefect import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentTaskRunId, FlowRunFilterStartTime
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    wanted = FlowRunFilter(
+        start_time=FlowRunFilterStartTime(is_null_=False),
+        parent_task_run_id=FlowRunFilterParentTaskRunId(is_null_=True),
+    )
+    begun: list[FlowRun] = []
+    with get_client(sync_client=True) as client:
+        for offset in count(0, _SHOWN):
+            page = client.read_flow_runs(
+                flow_run_filter=wanted, sort=FlowRunSort.START_TIME_DESC, limit=_SHOWN, offset=offset
+            )
+            begun += [run for run in page if run.run_count]  # a cancelled firing has a start, but no run
+            if len(page) < _SHOWN or len(begun) >= _SHOWN:
+                break
+    return begun[:_SHOWN]
 
 
 def _report_of(run: str) -> Path:

@@ -222,7 +222,7 @@ def test_status_shows_the_runs_that_have_begun_under_their_whole_names(config: R
     from datetime import UTC, datetime, timedelta
 
     from prefect import flow, get_client
-    from prefect.states import Scheduled
+    from prefect.states import Cancelled, Scheduled
 
     @flow(flow_run_name="a-subflow-of-status")
     def under() -> None:
@@ -237,10 +237,12 @@ def test_status_shows_the_runs_that_have_begun_under_their_whole_names(config: R
     with get_client(sync_client=True) as client:
         later = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
         client.create_flow_run(shown, parameters={"run": ""}, name="not-begun", state=later)
+        refused = client.create_flow_run(shown, parameters={"run": ""}, name="refused-at-once")
+        client.set_flow_run_state(refused.id, Cancelled())
     assert show_status(config, json=True) == 0
     names = [run["run"] for run in orjson.loads(capsys.readouterr().out)["runs"]]
     assert names[0] == name, "the newest first"
-    assert not {"a-subflow-of-status", "not-begun"} & set(names)
+    assert not {"a-subflow-of-status", "not-begun", "refused-at-once"} & set(names)
     assert show_status(config, json=False) == 0
     assert name in capsys.readouterr().out, "it is neither cut nor broken"
 
