@@ -14,7 +14,7 @@ from flows.experiments.catalogue import CATALOGUE, settings_by_model
 from flows.experiments.lab import Lab
 from flows.gathering import gather
 from flows.lineage import ancestors
-from flows.lost_runs import note_process
+from flows.lost_runs import end_as_failed, note_process
 from tasks.evaluate import EvaluateConfig, evaluate
 from tasks.rounds import open_pipeline
 from tasks.workplace import Workplace
@@ -22,7 +22,13 @@ from tasks.workplace import Workplace
 Rows = list[dict[str, Any]]
 
 
-@flow(name="experiment", flow_run_name="{run}")
+@flow(
+    name="experiment",
+    flow_run_name="{run}",
+    on_failure=[end_as_failed],
+    on_crashed=[end_as_failed],
+    on_cancellation=[end_as_failed],
+)
 def measure_seed(
     config: dict[str, Any], place: dict[str, Any], run: str, experiments: list[str]
 ) -> tuple[float, dict[str, Rows]]:
