@@ -37,6 +37,10 @@ def run(
     """
     tracker, label = place.tracker, task_run.name or stage.name
     run_id = tracker.start_run(label, parent=parent, tags=_tags(stage), params=stage.config_dict)
+    refs = [(name, ref) for name, group in stage.inputs.items() for ref in group]
+    tracker.log_inputs(
+        run_id, [DatasetInfo(name=ref.uri, digest=ref.digest, uri=ref.uri, context=name) for name, ref in refs]
+    )
     bar = Bar(label)
 
     def watch(done: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -60,7 +64,7 @@ def run(
     finally:
         bar.close()
     tell(label, result)
-    _record(place, run_id, stage, result)
+    _record(place, run_id, result)
     tracker.finish(run_id, "FINISHED")
     get_run_logger().info("%s %s %s", stage.name, "cached" if result.cached else "done", result.manifest.counts)
     return Completed(name="Cached" if result.cached else "Completed", message=result.ref.uri, data=result.ref)
@@ -71,12 +75,8 @@ def _tags(stage: Stage) -> dict[str, str]:
     return {"redraft.stage": stage.name, "redraft.version": str(stage.version), "redraft.key": stage.key, **parents}
 
 
-def _record(place: Workplace, run_id: str, stage: Stage, result: StageResult) -> None:
+def _record(place: Workplace, run_id: str, result: StageResult) -> None:
     tracker, manifest = place.tracker, result.manifest
-    refs = [(name, ref) for name, group in stage.inputs.items() for ref in group]
-    tracker.log_inputs(
-        run_id, [DatasetInfo(name=ref.uri, digest=ref.digest, uri=ref.uri, context=name) for name, ref in refs]
-    )
     tags = {"redraft.output": result.ref.uri, "redraft.digest": result.ref.digest, "redraft.cached": str(result.cached)}
     tracker.set_tags(run_id, tags)
     tracker.log_metrics(run_id, _metrics(manifest), step=0)
