@@ -142,7 +142,8 @@ def section(measured: list[Measured]) -> str:
     by_name = {one.name: one for one in measured}
     parts = []
     if (main := by_name.get("RD-2")) is not None:
-        parts.append(f"`score` on the test scenes, mean of seeds {', '.join(map(str, main.seeds))}:\n")
+        seeds = ", ".join(map(str, main.seeds))
+        parts.append(f"`score` on the test scenes, mean of seeds {seeds}, by tokens a step (forwards of the model):\n")
         parts.append(f"{table(main, intervals=False)}\n")
     parts.append(f"{claims_table(measured)}\n")
     return "\n".join(parts)

@@ -32,7 +32,7 @@ def run_experiments(config: RunConfig, names: Sequence[str], seeds: Sequence[int
     with applied(environment(home())):  # before the libraries that read it are imported
         from core.protocol import protocol_digest
 
-        protocols = {name: protocol_digest(CATALOGUE[name].model_dump(mode="json")) for name in names}
+        protocols = {name: protocol_digest(CATALOGUE[name].model_dump(mode="json", exclude={"sets"})) for name in names}
     for seed in seeds:
         seeded = config.model_copy(update={"seed": seed})
         missing = [name for name in names if not _there(out, name, seeded, protocols[name])]
