@@ -134,7 +134,11 @@ def lineage(ref: str, *, config: Config = _DEFAULTS, json: Json = False) -> int:
 
 @app.command
 def experiment(
-    *names: str, config: Config = _DEFAULTS, seeds: tuple[int, ...] = (1, 2, 3), out: Path = Path("results/experiments")
+    *names: str,
+    config: Config = _DEFAULTS,
+    seeds: tuple[int, ...] = (1, 2, 3),
+    out: Path = Path("results/experiments"),
+    readme: Path | None = None,
 ) -> int:
     """Measure experiments of the papers (trials, RD-2, RD-3, RD-5, RD-7, RD-15) seed by seed; write tables, figures.
 
@@ -148,10 +152,12 @@ def experiment(
         Which seeds.
     out
         Folder of the results: <ID>/seed<k>.json, README.md with all tables, quality.svg.
+    readme
+        A page that gets the short section, between its marks.
     """
     from flows.experiments.verb import run_experiments
 
-    return run_experiments(config, names, seeds, out)
+    return run_experiments(config, names, seeds, out, readme)
 
 
 @app.command

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from core.errors import InputError
 from core.metrics.bootstrap import NestedResamples, central, p_value
 from flows.experiments.catalogue import CATALOGUE
 from flows.experiments.claims import CLAIMS, PLACE_BOUND, Claim, scores_of
@@ -85,8 +86,8 @@ class Judged:
         return "on the mean alone" if reached else "not reached"
 
 
-def write_tables(out: Path) -> list[Path]:
-    """Write what the seeds under `out` give; the section also between the marks of ./README.md, if it has them."""
+def write_tables(out: Path, readme: Path | None = None) -> list[Path]:
+    """Write what the seeds under `out` give; the section also between the marks of `readme`. Raises InputError."""
     measured = [found for name in CATALOGUE if (found := load(out, name)) is not None]
     if not measured:
         return []
@@ -96,8 +97,10 @@ def write_tables(out: Path) -> list[Path]:
         written.append(_write(out / FIGURE, figure(by_name["RD-2"])))
     text = section(measured)
     written.append(_write(out / SECTION, text))
-    readme = Path(README)
-    if readme.is_file() and BEGIN in (page := readme.read_text()):
+    if readme is not None:
+        page = readme.read_text() if readme.is_file() else ""
+        if BEGIN not in page or END not in page:
+            raise InputError(f"{readme} has no lines {BEGIN!r} and {END!r} to put the section between")
         before, rest = page.split(BEGIN, 1)
         written.append(_write(readme, f"{before}{BEGIN}\n{text}{END}{rest.split(END, 1)[1]}"))
     return written

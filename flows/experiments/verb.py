@@ -22,7 +22,9 @@ from flows.session import home, session
 from flows.summary import config_hash, machine, versions
 
 
-def run_experiments(config: RunConfig, names: Sequence[str], seeds: Sequence[int], out: Path) -> int:
+def run_experiments(
+    config: RunConfig, names: Sequence[str], seeds: Sequence[int], out: Path, readme: Path | None = None
+) -> int:
     """Write out/<ID>/seed<k>.json where it is missing or of another configuration; then the tables."""
     unknown = sorted(set(names) - set(CATALOGUE))
     if unknown:
@@ -38,7 +40,7 @@ def run_experiments(config: RunConfig, names: Sequence[str], seeds: Sequence[int
         missing = [name for name in names if not _there(out, name, seeded, protocols[name])]
         if missing and not _measure(seeded, {name: protocols[name] for name in missing}, out):
             return FAILED
-    for path in write_tables(out):
+    for path in write_tables(out, readme):
         say(f"wrote {path}")
     return DONE
 

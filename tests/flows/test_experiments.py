@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from core.config import RunConfig
-from core.errors import ConfigError
+from core.errors import ConfigError, InputError
 from flows.experiments.catalogue import CATALOGUE, FROZEN
 from flows.experiments.claims import CLAIMS
 from flows.experiments.tables import BEGIN, END, load, report, write_tables
@@ -87,20 +87,21 @@ def test_a_score_of_nothing_is_a_failed_claim_and_no_crash(tmp_path):
     assert set(verdicts) == {"**fails**"}
 
 
-def test_the_section_of_the_readme_is_replaced_between_its_marks(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_section_of_the_readme_is_replaced_between_its_marks(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nstale words\n{END}\nafter\n")
     write_seed(tmp_path / "out", "RD-2", 1, rd2(1))
-    write_tables(tmp_path / "out")
+    write_tables(tmp_path / "out", readme)
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "stale words" not in text
     assert "| must |" in text
-    write_tables(tmp_path / "out")
+    write_tables(tmp_path / "out", readme)
     assert readme.read_text() == text
     assert (tmp_path / "out" / "quality.svg").read_text().count("<svg") == 1
+    with pytest.raises(InputError, match="has no lines"):
+        write_tables(tmp_path / "out", tmp_path / "other.md")
 
 
 @pytest.fixture
