@@ -29,10 +29,4 @@ def evaluation(
 def _measuring(config: RunConfig, arm: str) -> EvaluateConfig:
     names = config.evaluate.settings
     frozen = tuple(name for name in names if DecodeSettings.parse(name).policy == "freeze")
-    return EvaluateConfig(
-        arm=arm,
-        settings=frozen if arm in FROZEN_ONLY else names,
-        batch_size=config.evaluate.batch_size,
-        response_length=config.model.response_length,
-        seed=config.seed,
-    )
+    return EvaluateConfig.of(config, arm, frozen if arm in FROZEN_ONLY else names)

@@ -83,14 +83,7 @@ def correct_once(
     tuning = FinetuneConfig(name="stage2", train=config.stage2, objective=config.objective, seed=config.seed + number)
     tuned = only(finetune.submit(place, tuning, model, examples, threads=config.compute.beside, parent=run), "stage 2")
     dev = evaluate_dev(config, place, tuned, ground.dev, config.compute.beside, run)
-    showing = EvaluateConfig(
-        arm="gallery",
-        settings=(config.rounds.promote_on,),
-        first=config.evaluate.gallery,
-        batch_size=config.evaluate.batch_size,
-        response_length=config.model.response_length,
-        seed=config.seed,
-    )
+    showing = EvaluateConfig.of(config, "gallery", (config.rounds.promote_on,), first=config.evaluate.gallery)
     shown = only(evaluate.submit(place, showing, tuned, samples, threads=config.compute.beside, parent=run), "gallery")
     gained = beats(place, dev, best, config.rounds.promote_on, config.seed)
     close_round(place, run, gained)
@@ -102,13 +95,7 @@ def correct_once(
 
 def evaluate_dev(config: RunConfig, place: Workplace, model: Ref, dev: Ref, threads: int, parent: str) -> Ref:
     """The dev result that decides about the champion."""
-    measuring = EvaluateConfig(
-        arm="dev",
-        settings=(config.rounds.promote_on,),
-        batch_size=config.evaluate.batch_size,
-        response_length=config.model.response_length,
-        seed=config.seed,
-    )
+    measuring = EvaluateConfig.of(config, "dev", (config.rounds.promote_on,))
     return only(evaluate.submit(place, measuring, model, dev, threads=threads, parent=parent), "dev evaluation")
 
 

@@ -5,6 +5,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
+from core.config import RunConfig
 from core.decoding.settings import DecodeSettings
 from core.drafting import answer
 from core.manifest import Ref, read_table
@@ -28,6 +29,20 @@ class EvaluateConfig(Settings):
     batch_size: int
     response_length: int
     seed: int
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, arm: str, settings: tuple[str, ...], *, first: int | None = None
+    ) -> "EvaluateConfig":
+        """An arm in these settings, in the way of a run's configuration."""
+        return cls(
+            arm=arm,
+            settings=settings,
+            first=first,
+            batch_size=config.evaluate.batch_size,
+            response_length=config.model.response_length,
+            seed=config.seed,
+        )
 
 
 @task(cache_policy=NO_CACHE, task_run_name="evaluate {config.arm}")

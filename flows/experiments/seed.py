@@ -58,21 +58,11 @@ def _measured(
     models = {name: finished.get(name, model) for name, model in pending.items()}
     scenes = {"test": lab.ground.test, "dev": lab.ground.dev}
     evaluations = [
-        evaluate.submit(place, _measuring(config, name, settings), models[name], scenes[split],
+        evaluate.submit(place, EvaluateConfig.of(config, name, settings), models[name], scenes[split],
                         threads=config.compute.beside, parent=parent)
         for (name, split), settings in wanted.items()
     ]  # fmt: skip
     return models, dict(zip(wanted, gather(evaluations, "evaluations"), strict=True))
-
-
-def _measuring(config: RunConfig, model: str, settings: tuple[str, ...]) -> EvaluateConfig:
-    return EvaluateConfig(
-        arm=model,
-        settings=settings,
-        batch_size=config.evaluate.batch_size,
-        response_length=config.model.response_length,
-        seed=config.seed,
-    )
 
 
 def rows_of(place: Workplace, experiment: str, models: dict[str, Ref], evaluations: dict[tuple[str, str], Ref]) -> Rows:
