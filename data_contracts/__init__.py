@@ -4,6 +4,7 @@ Every table is stored as Parquet with its contract's name and version in the fil
 """
 
 from data_contracts.contract import Contract, RowFailure, contract_of, split_rows
+from data_contracts.corrections import Corrections
 from data_contracts.drafts import Drafts
 from data_contracts.evaluations import Evaluations
 from data_contracts.hallucination_pairs import HallucinationPairs
@@ -22,6 +23,7 @@ TABLES: dict[str, type[Contract]] = {
         Drafts,
         Traces,
         Revisions,
+        Corrections,
         TrainingExamples,
         Evaluations,
         Rejects,
@@ -31,6 +33,7 @@ TABLES: dict[str, type[Contract]] = {
 __all__ = [
     "TABLES",
     "Contract",
+    "Corrections",
     "Drafts",
     "Evaluations",
     "HallucinationPairs",

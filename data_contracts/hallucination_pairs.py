@@ -22,7 +22,7 @@ class HallucinationPairs(Contract):
 
     pair_id = dy.String(primary_key=True)
     sample_id = dy.String()
-    kind = dy.Enum(PAIR_KINDS)
+    kind = dy.Enum(PAIR_KINDS, nullable=True, description="what was made wrong; null: its source does not say")
     original_caption = dy.String(min_length=1)
     changed_caption = dy.String(min_length=1)
     solution_original = dy.String()

@@ -21,7 +21,31 @@ from data_contracts.samples import SPLITS
 STAGE = "ingest"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawPair:
+    """A hallucination that comes with a row: the reference's chars [start, end) replaced by `target` are `changed`."""
+
+    changed: str
+    start: int
+    end: int
+    target: str
+    kind: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawCorrection:
+    """Corrections that come with a row, verbatim; the fields are those of the table `corrections`."""
+
+    layout: str
+    question: str
+    answer: str | None
+    draft: str
+    verdict: str | None
+    segments: tuple[tuple[str, str], ...]
+    extra: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RawRow:
     """One prompt and its answer as a format's reader found them: `place` in the file, image path inside the root."""
 
@@ -29,6 +53,8 @@ class RawRow:
     image: str | None
     prompt: str
     reference: str
+    pair: RawPair | None = None
+    correction: RawCorrection | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
