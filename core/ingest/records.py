@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from core.errors import InputError, RowError
+from core.ingest.json_stream import Json, JsonStream
 
-Json: TypeAlias = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
+__all__ = ["LINE_SUFFIXES", "Json", "Record", "read_members", "read_records"]
+
 LINE_SUFFIXES = (".jsonl", ".ndjson")
+_LONGEST_LINE = 1 << 27
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +34,38 @@ def read_records(path: Path) -> Iterator[Record]:
         InputError: the file is missing, empty, cut off within a character, or not JSON; the message says where.
     """
     encoding = _encoding_of(path)
-    try:
+    with _readable(path, encoding):
         if path.suffix.lower() in LINE_SUFFIXES or _starts_with_a_whole_object(path, encoding):
             yield from _lines(path, encoding)
         else:
             yield from _array(path, encoding)
+
+
+def read_members(path: Path) -> Iterator[tuple[str, Json]]:
+    """Stream one big JSON object: (key, element) for each element of its arrays, (key, value) for other members.
+
+    Raises:
+        InputError: as `read_records`, or the file holds no object.
+    """
+    encoding = _encoding_of(path)
+    with _readable(path, encoding), path.open(encoding=encoding, errors="surrogateescape") as file:
+        stream = JsonStream(file)
+        yield from stream.members()
+        stream.end()
+
+
+@contextmanager
+def _readable(path: Path, encoding: str) -> Iterator[None]:
+    """Faults of the file as a whole, with its name."""
+    try:
+        yield
     except UnicodeError as error:  # of UTF-16 and UTF-32, which have no way to let a wrong byte survive
         raise InputError(
             f"{path} looks like {encoding} by its first bytes, but cannot be read as such ({error}): "
             "write it anew as UTF-8"
         ) from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
 
 
 def _encoding_of(path: Path) -> str:
@@ -59,10 +84,9 @@ def _encoding_of(path: Path) -> str:
 def _starts_with_a_whole_object(path: Path, encoding: str) -> bool:
     """Whether a file without a telling suffix is JSON lines: its first line that is not blank is an object."""
     with path.open(encoding=encoding, errors="surrogateescape") as file:
-        for line in file:
-            if line.strip():
-                return line.lstrip().startswith("{") and isinstance(_parse(line), dict)
-    return False
+        while (first := file.read(1)).isspace():
+            pass
+        return first == "{" and isinstance(_parse(first + file.readline(_LONGEST_LINE)), dict)
 
 
 def _lines(path: Path, encoding: str) -> Iterator[Record]:
@@ -79,13 +103,19 @@ def _lines(path: Path, encoding: str) -> Iterator[Record]:
 
 
 def _array(path: Path, encoding: str) -> Iterator[Record]:
-    value = _parse(path.read_text(encoding=encoding, errors="surrogateescape"))
-    if isinstance(value, RowError):
-        raise InputError(f"{path} is not valid JSON: {value.detail}")
-    if not isinstance(value, list | dict):
-        raise InputError(f"{path} holds a single {type(value).__name__}; expected a JSON array of rows, or JSON lines")
-    for row, item in enumerate(value if isinstance(value, list) else [value]):
-        yield Record(place=f"{path.name}:{row}", value=item)
+    with path.open(encoding=encoding, errors="surrogateescape") as file:
+        stream = JsonStream(file)
+        if stream.begins_with("["):
+            for row, item in enumerate(stream.elements()):
+                yield Record(place=f"{path.name}:{row}", value=item)
+        else:
+            value = stream.value()
+            if not isinstance(value, dict):
+                raise InputError(
+                    f"{path} holds a single {type(value).__name__}; expected a JSON array of rows, or JSON lines"
+                )
+            yield Record(place=f"{path.name}:0", value=value)
+        stream.end()
 
 
 def _parse(text: str) -> Json | RowError:
