@@ -9,6 +9,7 @@ Json: TypeAlias = dict[str, "Json"] | list["Json"] | str | int | float | bool | 
 
 _CHUNK = 1 << 20
 _LONGEST = 1 << 27
+_AFTER_VALUE = tuple(",]}: \t\n\r")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -73,7 +74,7 @@ class JsonStream:
                 raise self._fault("nested too deeply") from error
             except ValueError as error:  # an integer of thousands of digits
                 raise self._fault(str(error)) from error
-            if end == len(self._text) and self._more():  # 12 may be the beginning of 123
+            if self._text[end : end + 1] not in _AFTER_VALUE and self._more():  # 1 may be the beginning of 1.5
                 continue
             self._at = end
             return value  # type: ignore[no-any-return]  # it is Json
