@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import InputError
-from core.ingest import convert
-from core.ingest.convert import convert_metadata
+from core.ingest.formats import FORMATS
 from core.ingest.images import decode
-from core.ingest.llava import ingest_llava
 from core.ingest.records import read_records
-from core.ingest.samples import CaptionLimit, split_of
+from core.ingest.samples import CaptionLimit, Ingestor, split_of
 from core.ingest.settings import IngestSettings
+from core.ingest.sources import FolderImages
 from data_contracts import Rejects, Samples
 
 DATA = Path(__file__).parents[2] / "data" / "ingest"
@@ -34,13 +33,15 @@ def row(caption="A red ring.", prompt="<image>\nDescribe.", image=IMAGE, **more)
     return {"image": image, "conversations": turns, **more}
 
 
-def run(path, *, images=DATA / "images", shelf=None, caption_limit=None, **options):
+def run(path, *, reader="llava", images=DATA / "images", shelf=None, caption_limit=None, **options):
     shelf = Shelf() if shelf is None else shelf
-    batches = list(
-        ingest_llava(
-            path, images=images, put_image=shelf.put, settings=IngestSettings(**options), caption_limit=caption_limit
-        )
+    ingestor = Ingestor(
+        images=images and FolderImages(images),
+        put_image=shelf.put,
+        settings=IngestSettings(**options),
+        caption_limit=caption_limit,
     )
+    batches = list(ingestor.batches(FORMATS[reader](path)))
     for batch in batches:
         assert batch.rows_in == len(batch.samples) + len(batch.rejects)
         Samples.validate(batch.samples)
@@ -58,14 +59,10 @@ def reasons(rejects):
     return Counter(rejects["reason"].to_list())
 
 
-def test_real_images_and_captions_come_through_a_documented_conversion(tmp_path):
-    out = tmp_path / "llava.json"
-    count = convert_metadata(
-        DATA / "metadata.jsonl", out, image_key="image", caption_key="captions", prompt="Describe the image."
-    )
+def test_real_images_and_captions_come_through_as_an_image_folder():
     shelf = Shelf()
-    samples, rejects = run(out, shelf=shelf)
-    assert count == len(samples) == 16
+    samples, rejects = run(DATA / "metadata.jsonl", reader="imagefolder", shelf=shelf)
+    assert len(samples) == 16
     assert rejects.is_empty()
     assert len(shelf) == 8
     assert set(samples["image_sha"]) == set(shelf)
@@ -74,7 +71,7 @@ def test_real_images_and_captions_come_through_a_documented_conversion(tmp_path)
     assert all(decode(data).shape[2] == 3 for data in shelf.values())
     assert samples["prompt"].unique().to_list() == ["Describe the image."]
     assert samples.group_by("image_sha").agg(pl.col("split").n_unique())["split"].max() == 1
-    assert samples["source"][0] == "llava.json:0"
+    assert samples["source"].to_list()[:2] == ["metadata.jsonl:0", "metadata.jsonl:0#1"]
 
 
 @pytest.mark.parametrize(
@@ -303,19 +300,3 @@ def test_any_valid_unicode_survives(tmp_path_factory, text):
     samples, rejects = ingest(tmp_path_factory.mktemp("unicode"), [row("x" + text + "x")], control_tokens=())
     assert samples["reference"].to_list() == ["x" + text + "x"]
     assert rejects.is_empty()
-
-
-@pytest.mark.parametrize(("image", "caption"), [("picture", "captions"), ("image", "text")])
-def test_convert_names_the_keys_that_are_there(tmp_path, image, caption):
-    with pytest.raises(InputError, match="its keys are captions, image"):
-        convert_metadata(DATA / "metadata.jsonl", tmp_path / "o.json", image_key=image, caption_key=caption, prompt="p")
-    assert not (tmp_path / "o.json").exists()
-
-
-def test_convert_says_that_it_cannot_write(tmp_path, monkeypatch, capsys):
-    out = tmp_path / "none" / "o.json"
-    monkeypatch.setattr("sys.argv", ["convert", str(DATA / "metadata.jsonl"), str(out), "--caption", "captions"])
-    with pytest.raises(SystemExit) as caught:
-        convert.main()
-    assert caught.value.code == 1
-    assert capsys.readouterr().err == f"cannot write {out}: No such file or directory\n"
