@@ -1,0 +1,1 @@
+"""Datasets out: the public formats that core.ingest reads, and Parquet that other tools open."""
