@@ -158,6 +158,8 @@ def _adjective(caption: Caption, index: int, entry: Entry) -> Iterator[Site]:
     near = (caption.entries[index - 1] if index else None, caption.entries[index + 1])
     if any(other is not None and other.colour is not None for other in near):  # "yellowish tan" is one colour
         return
+    if entry.material is not None and near[1] is not None and near[1].material is not None:  # "stone brick"
+        return
     if entry.colour is not None and group.palette != "-":
         allowed = lexicon.palettes[group.palette]
         if caption.before(index) in _MUTED:
@@ -225,6 +227,8 @@ def _swap(caption: Caption, index: int, swap: Swap) -> Iterator[Site]:
     if swap.before and not _holds(caption, index - 1, swap.before):
         return
     if swap.after and not _holds(caption, index + 1, swap.after):
+        return
+    if swap.avoid and not swap.avoid.isdisjoint(caption.sentence(index)):
         return
     # an adjective needs its noun; elsewhere conditions alone ask for one
     if swap.head or swap.not_head or (swap.kind == "attribute" and not swap.after):

@@ -53,6 +53,10 @@ class Caption:
         """Whether an item is the first of its sentence."""
         return index == 0 or self.sentences[index] != self.sentences[index - 1]
 
+    def sentence(self, index: int) -> list[str]:
+        """The items of the sentence that an item is in."""
+        return [item for item, at in zip(self.items, self.sentences, strict=True) if at == self.sentences[index]]
+
 
 def read_caption(text: str) -> Caption:
     """Split a caption into items."""

@@ -51,6 +51,7 @@ class Swap:
     not_after: frozenset[str]
     head: frozenset[str]
     not_head: frozenset[str]
+    avoid: frozenset[str]
 
 
 @dataclass(slots=True)
@@ -202,8 +203,15 @@ def _swaps(phrases: dict[str, Entry]) -> dict[str, PairKind]:
     kinds: dict[str, PairKind] = {}
     known: dict[str, PairKind] = {"attribute": "attribute", "place": "place", "relation": "relation"}
     for row in read_table("swaps"):
-        kind, sources, targets, before, after, head = (*row, "", "", "")[:6]
-        swap = Swap(known[kind], tuple(targets.split("|")), *_condition(before), *_condition(after), *_condition(head))
+        kind, sources, targets, before, after, head, avoid = (*row, "", "", "", "")[:7]
+        swap = Swap(
+            known[kind],
+            tuple(targets.split("|")),
+            *_condition(before),
+            *_condition(after),
+            *_condition(head),
+            _words(avoid),
+        )
         for phrase in sources.split("|"):
             phrases[phrase].swaps.append(swap)
         for phrase in [*sources.split("|"), *swap.targets]:
