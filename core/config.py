@@ -15,7 +15,7 @@ from core.corruption.settings import MaskSettings, ObjectiveSettings, RefineSett
 from core.decoding.settings import DecodeSettings
 from core.errors import ConfigError
 from core.expert.settings import ExpertSettings
-from core.ingest.settings import IngestSettings
+from core.ingest.settings import FormatName, IngestSettings
 from core.models.settings import ModelSettings
 from core.settings import Settings
 from core.training.settings import TrainSettings, VisionSettings
@@ -26,12 +26,12 @@ PRESETS = ("scenes", "smoke", "real")
 class DataSettings(Settings):
     """Where samples come from and how they are dealt out."""
 
-    source: Literal["scenes", "llava"] = "scenes"
-    """scenes: the procedural world. llava: a JSON or JSONL file in LLaVA format."""
+    source: Literal["scenes"] | FormatName = "scenes"
+    """scenes: the procedural world. Otherwise the format of the file data.path; auto: it is found out."""
     path: str = ""
-    """llava: the file."""
+    """The file."""
     images: str = ""
-    """llava: the folder that the file's image paths are relative to."""
+    """The folder, or s3://bucket/prefix, that the file's image paths are relative to."""
     train: int = Field(default=8000, ge=1)
     """Scenes (or rows of the file's train split, at most) that base and stage 1 learn from."""
     captions: int = Field(default=2, ge=1)
@@ -70,6 +70,10 @@ class PairSettings(Settings):
         "relation",
     )
     """Which kinds of facts are made wrong, in equal shares where the caption allows."""
+    balance: bool = False
+    """Captions outside the scene world: drop pairs of the frequent kinds until all kinds are equally frequent."""
+    by: Literal["rule", "expert"] = "rule"
+    """Who makes them: rules (the scene grammar's, or those of a lexicon), or the expert endpoint."""
 
 
 class DraftSettings(Settings):

@@ -1,11 +1,11 @@
 """What a configuration points to outside the store, by content: a changed file is new input."""
 
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 
 from core.config import RunConfig
 from core.errors import InputError
+from core.ingest.sources import image_source, lines_digest
 
 
 def file_digest(path: Path) -> str:
@@ -17,22 +17,12 @@ def file_digest(path: Path) -> str:
         raise InputError(f"cannot read the data file {path}: {error.strerror}") from error
 
 
-def folder_digest(folder: Path | None) -> str:
-    """Digest of the names, sizes and times of the files in an image folder; "" without a folder."""
-    if folder is None:
-        return ""
-    if not folder.is_dir():
-        raise InputError(f"the image folder {folder} does not exist or is not a folder")
-    stats = ((file.relative_to(folder).as_posix(), file.stat()) for file in sorted(folder.rglob("*")) if file.is_file())
-    return _digest(f"{name}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}" for name, stat in stats)
-
-
 def checkpoint_digest(folder: str) -> str:
     """Digest of the names and contents of a checkpoint's files; "" without a checkpoint."""
     if not folder:
         return ""
     files = (file for file in sorted(Path(folder).glob("*")) if file.is_file())
-    return _digest(f"{file.name}\x1f{file_digest(file)}" for file in files)
+    return lines_digest(f"{file.name}\x1f{file_digest(file)}" for file in files)
 
 
 def inputs_digest(config: RunConfig) -> str:
@@ -40,10 +30,14 @@ def inputs_digest(config: RunConfig) -> str:
     data = config.data
     if data.source == "scenes" and not config.model.checkpoint:
         return ""
-    file = file_digest(Path(data.path)) if data.source == "llava" and data.path else ""
-    images = folder_digest(Path(data.images)) if data.source == "llava" and data.images else ""
-    return _digest([file, images, checkpoint_digest(config.model.checkpoint)])
+    file = images = ""
+    if data.source != "scenes":
+        file = file_digest(Path(data.path)) if data.path else ""
+        images = images_digest(data.images, config.place.s3_endpoint)
+    return lines_digest([file, images, checkpoint_digest(config.model.checkpoint)])
 
 
-def _digest(lines: Iterable[str]) -> str:
-    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+def images_digest(place: str, endpoint_url: str = "") -> str:
+    """Digest of an image folder or bucket by names, sizes and times; "" without one. Raises InputError."""
+    source = image_source(place, endpoint_url=endpoint_url or None)
+    return source.digest() if source else ""

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -125,12 +125,20 @@ def from_parquet(schema: type[Contract], data: bytes, name: str) -> pl.DataFrame
     return pl.read_parquet(io.BytesIO(data))
 
 
-def read_table(store: Store, refs: Ref | Sequence[Ref], schema: type[Contract]) -> pl.DataFrame:
-    """All rows of a table in one or several datasets, in order. Every part is checked against its sha256."""
-    frames: list[pl.DataFrame] = [schema.create_empty()]
+def read_parts(store: Store, refs: Ref | Sequence[Ref], schema: type[Contract]) -> Iterator[pl.DataFrame]:
+    """The parts of a table in one or several datasets, one at a time and in order, each checked against its sha256."""
     for ref in [refs] if isinstance(refs, Ref) else refs:
         for part in read_manifest(store, ref.uri).parts:
             if part.table == schema.table:
                 path = f"{ref.uri}/{part.path}"
-                frames.append(from_parquet(schema, read_verified(store, path, part.sha256), path))
-    return pl.concat(frames)
+                yield from_parquet(schema, read_verified(store, path, part.sha256), path)
+
+
+def read_table(store: Store, refs: Ref | Sequence[Ref], schema: type[Contract]) -> pl.DataFrame:
+    """All rows of a table in one or several datasets, in order. Every part is checked against its sha256."""
+    return pl.concat([schema.create_empty(), *read_parts(store, refs, schema)])
+
+
+def has_table(store: Store, ref: Ref, schema: type[Contract]) -> bool:
+    """Does the dataset hold rows of this table?"""
+    return any(part.table == schema.table and part.rows for part in read_manifest(store, ref.uri).parts)

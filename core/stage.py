@@ -7,6 +7,7 @@ result = run_stage(store, claims, stage, compute)      # compute(output) writes 
 import hashlib
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,7 +35,8 @@ from core.settings import Settings
 from core.store import Store, read_verified
 from data_contracts import Contract, Rejects, split_rows
 
-OnProgress = Callable[[int, int, Mapping[str, float]], None]
+OnProgress = Callable[[int, int | None, Mapping[str, float]], None]
+_REJECTS_A_PART = 50_000
 _FOLDERS: dict[Kind, str] = {"dataset": "datasets", "checkpoint": "checkpoints", "report": "reports"}
 
 
@@ -83,10 +85,12 @@ class Output:
         self.parts: list[Part] = []
         self.manifest: Manifest | None = None
         self.progress: OnProgress = lambda _done, _total, _metrics: None
-        """Call it with the steps done, their total and metrics, to show long work to whoever watches."""
+        """Call it with the steps done, their total (if known) and metrics, to show long work to whoever watches."""
         self.owned: Callable[[], bool] = lambda: True
         """Is the claim on this work still ours? Asked before the manifest is written."""
         self._rejects: list[dict[str, str]] = []
+        self._reject_parts = 0
+        self._dropped: dict[str, Counter[str]] = {"rejected": Counter(), "failed": Counter()}
         self._ok = 0
         self._started = time.monotonic()
 
@@ -114,7 +118,10 @@ class Output:
         """Count a row as rejected (it is at fault) or failed (a re-run may succeed) and keep the reason."""
         outcome = "failed" if failed else "rejected"
         row = {"stage": self.stage.name, "row_id": row_id, "outcome": outcome, "reason": reason, "detail": detail[:500]}
+        self._dropped[outcome][reason] += 1
         self._rejects.append(row)
+        if len(self._rejects) == _REJECTS_A_PART:
+            self._write_rejects()
 
     def reject_frame(self, rejects: pl.DataFrame) -> None:
         """Count rejects that a core function gathered (columns row_id, reason and, optionally, detail and outcome)."""
@@ -137,9 +144,7 @@ class Output:
             raise EmptyOutput(
                 f"stage {self.stage.name} has no good row: rejected {counts.rejected}, failed {counts.failed}"
             )
-        if self._rejects:
-            frame = pl.DataFrame(self._rejects).cast({"outcome": Rejects.outcome.dtype})
-            self._add("rejects-00000.parquet", to_parquet(Rejects, frame), table=Rejects.table, rows=frame.height)
+        self._write_rejects()
         if not self.owned():
             raise ClaimLost(
                 f"stage {self.stage.name} was taken over by another process: this one could not renew its claim in time"
@@ -159,11 +164,17 @@ class Output:
         return write_manifest(self.store, stage.folder, self.manifest)
 
     def _counts(self, rows_in: int, ok: int) -> Counts:
-        by_outcome: dict[str, dict[str, int]] = {"rejected": {}, "failed": {}}
-        for row in self._rejects:
-            reasons = by_outcome[row["outcome"]]
-            reasons[row["reason"]] = 1 + reasons.get(row["reason"], 0)
-        return Counts(rows_in=rows_in, ok=ok, rejected=by_outcome["rejected"], failed=by_outcome["failed"])
+        dropped = {outcome: dict(reasons) for outcome, reasons in self._dropped.items()}
+        return Counts(rows_in=rows_in, ok=ok, **dropped)
+
+    def _write_rejects(self) -> None:
+        """Write the rejects gathered so far as a part: millions of them need no memory."""
+        if not self._rejects:
+            return
+        frame = pl.DataFrame(self._rejects).cast({"outcome": Rejects.outcome.dtype})
+        part = f"{Rejects.table}-{self._reject_parts:05d}.parquet"
+        self._add(part, to_parquet(Rejects, frame), table=Rejects.table, rows=frame.height)
+        self._rejects, self._reject_parts = [], self._reject_parts + 1
 
     def _add(self, path: str, data: bytes, *, table: str | None = None, rows: int | None = None) -> None:
         self.store.write(f"{self.stage.folder}/{path}", data)

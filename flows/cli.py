@@ -15,6 +15,7 @@ from cyclopts.config import Dict
 
 from core.config import RunConfig, config_path, parse_config, read_toml
 from core.errors import ConfigError, RedraftError
+from core.ingest.settings import ExportName, FormatName
 
 app = App(
     name="redraft",
@@ -28,7 +29,7 @@ Json = Annotated[bool, Parameter(name="--json", negative="")]
 _DEFAULTS = RunConfig()
 _LENGTH = ("--model.response_length",)
 _SHORT = {
-    "--data": ("--data.source", "llava", "--data.path"),
+    "--data": ("--data.source", "auto", "--data.path"),
     "--images": ("--data.images",),
     # what the published codes call it
     **dict.fromkeys(("--gen_length", "--gen-length", "--max_new_tokens", "--max-new-tokens"), _LENGTH),
@@ -44,7 +45,7 @@ def run(
 ) -> int:
     """Run the whole loop: foundation, rounds of self-correction, evaluation, report.
 
-    --data FILE and --images DIR are short for a file in LLaVA format (data.source, data.path) and its image folder.
+    --data FILE and --images DIR are short for a file of any known format (data.source, data.path) and its images.
 
     Parameters
     ----------
@@ -56,6 +57,94 @@ def run(
     from flows.running import run_loop
 
     return run_loop(_narrowed(config, limit), json=json)
+
+
+@app.command
+def ingest(
+    file: Path,
+    *,
+    format_: Annotated[FormatName, Parameter(name="--format")] = "auto",
+    config: Config = _DEFAULTS,
+    json: Json = False,
+) -> int:
+    """Read a file of image-text rows into the store: every row is accepted, or rejected with a reason.
+
+    --images DIR (or s3://bucket/prefix) is what the file's image paths are relative to.
+
+    Parameters
+    ----------
+    file
+        JSON, JSON lines or Parquet.
+    format_
+        Its format; auto: found out by its first rows.
+    json
+        Print one line of JSON at the end, for machines.
+    """
+    from flows.stages import run_ingest
+
+    data = config.data.model_copy(update={"source": format_, "path": str(file.resolve())})
+    return run_ingest(config.model_copy(update={"data": data}), json=json)
+
+
+@app.command
+def pair(samples: str, *, config: Config = _DEFAULTS, json: Json = False) -> int:
+    """Make hallucination pairs: captions with exactly one object, attribute, count, place or relation made wrong.
+
+    Parameters
+    ----------
+    samples
+        A dataset of samples: its folder in the store, or the beginning of its digest.
+    json
+        Print one line of JSON at the end, for machines.
+    """
+    from flows.stages import run_pair
+
+    return run_pair(config, samples, json=json)
+
+
+@app.command
+def export(
+    *datasets: str,
+    format_: Annotated[ExportName, Parameter(name="--format")],
+    out: Path,
+    config: Config = _DEFAULTS,
+    json: Json = False,
+) -> int:
+    """Write datasets of the store in a format that other tools read.
+
+    Parameters
+    ----------
+    datasets
+        Their folders in the store, or the beginnings of their digests. Drafts and their revisions go together.
+    format_
+        rediff, llava, vicrit: JSON, with images beside it. parquet: the tables as they are. hf: a folder that
+        datasets.load_dataset opens, with its splits and images.
+    out
+        The folder to write, or the file of a JSON format.
+    json
+        Print one line of JSON at the end, for machines.
+    """
+    from flows.exporting import run_export
+
+    return run_export(config, datasets, format_, out, json=json)
+
+
+@app.command
+def tokens(dataset: str, *, tokenizers: tuple[Path, ...], config: Config = _DEFAULTS, json: Json = False) -> int:
+    """Show which share of a dataset's hallucination pairs keeps its number of tokens, by tokenizer and by rule.
+
+    Parameters
+    ----------
+    dataset
+        A dataset with pairs: its folder in the store, or the beginning of its digest.
+    tokenizers
+        Folders of checkpoints or tokenizers.
+    json
+        Print one line of JSON at the end, for machines.
+    """
+    from flows.token_shares import show_token_shares
+
+    return show_token_shares(config, dataset, tokenizers, json=json)
 
 
 @app.command

@@ -1,13 +1,12 @@
 """The flows `foundation` (samples, a tokenizer and an untrained model, the base) and `stage_one` (ReDiff's stage 1)."""
 
-from pathlib import Path
-
 from prefect import flow
 
 from core.config import RunConfig
 from core.errors import ConfigError
-from core.manifest import Ref, read_manifest
+from core.manifest import Ref, has_table, read_manifest
 from core.settings import Settings
+from data_contracts import HallucinationPairs
 from flows.gathering import only
 from tasks.corrupt import MaskConfig, PairConfig, RevisionConfig, corrupt, mask, pair
 from tasks.data import SampleSlice, SceneSlice, ingest, synth, take
@@ -80,13 +79,18 @@ def samples_of(
     return only(take.submit(place, ingested, settings, parent=parent), f"{split} samples")
 
 
+def ingest_file(config: RunConfig, place: Workplace, parent: str) -> Ref:
+    """All usable rows of the user's file."""
+    if not config.data.path:
+        raise ConfigError(f"data.source = '{config.data.source}' needs a file: --data FILE, or data.path")
+    future = ingest.submit(place, config.data, config.ingest, threads=config.compute.threads, parent=parent)
+    return only(future, "ingestion")
+
+
 def _ingested(config: RunConfig, place: Workplace, parent: str) -> Ref | None:
     if config.data.source == "scenes":
         return None
-    if not config.data.path:
-        raise ConfigError("data.source = 'llava' needs a file: --data FILE, or data.path in the configuration")
-    images = Path(config.data.images) if config.data.images else None
-    found = only(ingest.submit(place, Path(config.data.path), images, config.ingest, parent=parent), "ingestion")
+    found = ingest_file(config, place, parent)
     splits = read_manifest(place.store, found.uri).facts
     for split in ("train", "dev", "test"):
         if not splits.get(split):
@@ -127,11 +131,17 @@ def _warmed_up(config: RunConfig, place: Workplace, blank: Ref, samples: Ref, pa
     return only(future, "vision warm-up")
 
 
+def pair_samples(config: RunConfig, place: Workplace, samples: Ref, parent: str) -> Ref:
+    """Hallucination pairs for samples that came without."""
+    from_world = read_manifest(place.store, samples.uri).producer.stage == "synth"
+    pairing = PairConfig(pair=config.pair, seed=config.seed, scenes=from_world)
+    return only(pair.submit(place, pairing, samples, parent=parent), "pairing")
+
+
 def _stage1_rows(config: RunConfig, place: Workplace, blank: Ref, samples: Ref, parent: str) -> Ref:
-    pairs = None  # captions outside the scene world have no rules yet that could make them wrong on purpose
-    if config.data.source == "scenes":
-        pairing = PairConfig(pair=config.pair, seed=config.seed)
-        pairs = only(pair.submit(place, pairing, samples, parent=parent), "pairing")
+    pairs = (
+        samples if has_table(place.store, samples, HallucinationPairs) else pair_samples(config, place, samples, parent)
+    )
     corruption = RevisionConfig(
         revision=config.revision, response_length=config.model.response_length, seed=config.seed
     )

@@ -29,7 +29,7 @@ def show_status(config: RunConfig, *, json: bool) -> int:
     """The verb `status`: runs of this home, newest first, with their state in Prefect."""
     from flows.lost_runs import mark_lost_runs
 
-    with session(config.model_copy(update={"expert": config.expert.model_copy(update={"base_url": "unused"})})):
+    with session(config, expert=False):
         mark_lost_runs()
         rows = _begun_runs()
     if json:

@@ -44,15 +44,18 @@ def workplace(settings: PlaceSettings, *, mlflow_uri: str | None = None, expert_
 
 
 @contextmanager
-def session(config: RunConfig) -> Iterator[Workplace]:
-    """Servers and expert for one verb: started if none is configured, joined if running, stopped at the end."""
+def session(config: RunConfig, *, expert: bool = True) -> Iterator[Workplace]:
+    """Servers and expert for one verb: started if none is configured, joined if running, stopped at the end.
+
+    `expert`: does the verb ask the expert?
+    """
     here, place = home(), config.place
     here.mkdir(parents=True, exist_ok=True)
     urls = {"prefect_url": place.prefect_url or None, "mlflow_url": place.mlflow_url or None}
     with (
         applied(environment(here)),
         ThreadPoolExecutor(1) as loader,
-        reference_expert(here, needed=not config.expert.base_url) as expert_url,
+        reference_expert(here, needed=expert and not config.expert.base_url) as expert_url,
     ):
         loaded = loader.submit(import_module, "flows.pipeline")  # seconds of imports, while the servers start
         with servers(here, **urls) as running:

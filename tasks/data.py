@@ -1,21 +1,26 @@
 """Samples into the store: from the scene world, or from a user's file; and slices of them."""
 
-from collections import Counter
 from pathlib import Path
 
+import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from core.fingerprint import file_digest, folder_digest
-from core.ingest.llava import ingest_llava
+from core.config import DataSettings
+from core.fingerprint import file_digest
+from core.ingest.formats import FORMATS, detect
+from core.ingest.notebook import Notebook
+from core.ingest.samples import Ingestor
 from core.ingest.settings import IngestSettings
-from core.manifest import Ref, read_table
+from core.ingest.sources import image_source
+from core.ingest.writing import write_ingested
+from core.manifest import Ref, read_parts
 from core.settings import Settings
 from core.stage import Output
-from core.store import put_image
+from core.store import Store, put_image
 from core.worlds.scenes import synthesize
-from data_contracts import Samples
+from data_contracts import HallucinationPairs, Samples
 from tasks.running import run, stage_of
 from tasks.workplace import Workplace
 
@@ -57,42 +62,64 @@ def synth(place: Workplace, settings: SceneSlice, *, parent: str) -> State:
 
 
 class IngestConfig(Settings):
-    """A file and its images, by content: a changed file, or a changed image folder, is ingested anew."""
+    """A file and its images, by content: a changed file, or a changed image, is ingested anew."""
 
+    format: str
     file_sha256: str
     images_sha256: str
-    """Digest of the names, sizes and times of the files in the image folder."""
+    """Digest of the names, sizes and times of the images."""
     settings: IngestSettings
 
 
 @task(cache_policy=NO_CACHE, task_run_name="ingest")
-def ingest(place: Workplace, path: Path, images: Path | None, settings: IngestSettings, *, parent: str) -> State:
-    """Read a LLaVA-format file, check and store its images -> samples."""
-    config = IngestConfig(file_sha256=file_digest(path), images_sha256=folder_digest(images), settings=settings)
+def ingest(place: Workplace, data: DataSettings, settings: IngestSettings, *, threads: int, parent: str) -> State:
+    """Read a file of a public format, check and store its images -> samples (and its pairs, or its corrections)."""
+    path = Path(data.path)
+    format_ = detect(path) if data.source == "auto" else data.source
+    images = image_source(data.images, endpoint_url=place.s3_endpoint)
+    config = IngestConfig(
+        format=format_,
+        file_sha256=file_digest(path),
+        images_sha256=images.digest() if images else "",
+        settings=settings,
+    )
 
     def compute(output: Output) -> None:
-        rows_in = 0
-        splits: Counter[str] = Counter()
-        put = lambda data: put_image(place.store, data)  # noqa: E731 - the store, as the reader wants it
-        for index, batch in enumerate(ingest_llava(path, images=images, put_image=put, settings=settings)):
-            output.write(Samples, batch.samples, part=f"{index:08d}")
-            output.reject_frame(batch.rejects)
-            rows_in += batch.rows_in
-            splits.update(batch.samples["split"].to_list())
-        output.commit(rows_in=rows_in, facts=dict(splits))
+        ingestor = Ingestor(
+            images=images,
+            put_image=lambda data: put_image(place.store, data),
+            settings=settings,
+            notebook=Notebook(output.work / "notebook.db"),
+            threads=threads,
+        )
+        write_ingested(output, ingestor.batches(FORMATS[format_](path)))
 
     return run(place, stage_of("ingest", config), compute, parent=parent)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="take {settings.split} {settings.start}")
 def take(place: Workplace, samples: Ref, settings: SampleSlice, *, parent: str) -> State:
-    """Some samples of a split, by their place in the file -> samples."""
+    """Some samples of a split, by their place in the file, and the pairs that came with them -> samples."""
 
     def compute(output: Output) -> None:
-        frame = read_table(place.store, samples, Samples).filter(split=settings.split)
-        frame = frame.slice(settings.start, settings.count)
+        frame = _slice(place.store, samples, settings)
         output.write(Samples, frame)
+        for number, pairs in enumerate(read_parts(place.store, samples, HallucinationPairs)):
+            theirs = pairs.join(frame.select("sample_id"), on="sample_id", how="semi", maintain_order="left")
+            output.write(HallucinationPairs, theirs, part=f"{number:08d}", counted=False)
         output.commit(rows_in=frame.height)
 
     stage = stage_of("take", settings, {"samples": [samples]})
     return run(place, stage, compute, parent=parent)
+
+
+def _slice(store: Store, samples: Ref, settings: SampleSlice) -> pl.DataFrame:
+    """Rows [start, start + count) of a split; no more of the table than one part is in memory beside them."""
+    skip, missing, found = settings.start, settings.count, [Samples.create_empty()]
+    for part in read_parts(store, samples, Samples):
+        rows = part.filter(split=settings.split)
+        found.append(rows.slice(skip, missing))
+        skip, missing = max(0, skip - rows.height), missing - found[-1].height
+        if missing == 0:
+            break
+    return pl.concat(found)

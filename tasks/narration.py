@@ -44,8 +44,8 @@ class Bar:
     def __init__(self, name: str) -> None:
         self._name, self._task = name, None
 
-    def advance(self, done: int, total: int) -> None:
-        """`done` of `total` steps are done."""
+    def advance(self, done: int, total: int | None) -> None:
+        """`done` of `total` steps are done; None: nobody knows how many there are."""
         if not _enabled or not _console.is_terminal:
             return
         with _lock:

@@ -43,7 +43,7 @@ def run(
     )
     bar = Bar(label)
 
-    def watch(done: int, total: int, metrics: Mapping[str, float]) -> None:
+    def watch(done: int, total: int | None, metrics: Mapping[str, float]) -> None:
         bar.advance(done, total)
         if metrics:
             tracker.log_metrics(run_id, metrics, step=done)

@@ -12,7 +12,9 @@ Rules of colour (documented once, here):
 import io
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from core.errors import RowError
 from core.ingest.settings import MAX_BYTES, MAX_PIXELS
 
+_T = TypeVar("_T")
+_PLAIN = ("RGB", "L")
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+:|//|\\\\)", re.IGNORECASE)
@@ -35,6 +39,15 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     Raises:
         RowError: empty_file, lfs_pointer, not_an_image, truncated_image, broken_image or decompression_bomb.
     """
+    return _decoded(data, max_pixels, lambda image: _to_rgb(_upright(image)))
+
+
+def check(data: bytes, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise what `decode` would raise, but for less: the pixels of a plain photo are not copied."""
+    _decoded(data, max_pixels, lambda image: None if image.mode in _PLAIN else _to_rgb(_upright(image)))
+
+
+def _decoded(data: bytes, max_pixels: int, use: Callable[[Image.Image], _T]) -> _T:
     if not data.strip(b"\0"):
         raise RowError("empty_file", f"{len(data)} bytes")
     if data.startswith(_LFS_POINTER):
@@ -44,7 +57,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
             if image.width * image.height > max_pixels:
                 raise RowError("decompression_bomb", f"{image.width}x{image.height} pixels, limit {max_pixels}")
             image.load()
-            return _to_rgb(_upright(image))
+            return use(image)
     except RowError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -57,24 +70,34 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
         raise RowError(_reason_of(str(error)), str(error)) from error
 
 
-def resolve_image(root: Path, relative: str) -> Path:
-    """The file that `relative` names inside `root`, symlinks resolved; nothing is ever fetched.
+def inside(relative: str) -> str:
+    """`relative`, if it is a relative path that stays inside its root.
 
     Raises:
-        RowError: remote_image (a URL or data: URL), outside_image_root, or missing_image.
+        RowError: remote_image (a URL or data: URL) or outside_image_root.
     """
     if _URL.match(relative) and not re.match(r"^[a-z]:[\\/]", relative, re.IGNORECASE):
         raise RowError("remote_image", relative)
     shapes = (PurePosixPath(relative), PureWindowsPath(relative))
     if any(path.is_absolute() or path.drive or ".." in path.parts for path in shapes):
         raise RowError("outside_image_root", relative)
+    return relative
+
+
+def resolve_image(root: Path, relative: str) -> Path:
+    """The file that `relative` names inside `root`, symlinks resolved; nothing is ever fetched.
+
+    Raises:
+        RowError: remote_image (a URL or data: URL), outside_image_root, or missing_image.
+    """
+    inside(relative)
     try:
         base = root.resolve(strict=True)
         path = (base / relative).resolve()
-        inside, there = path.is_relative_to(base), path.is_file()
+        held, there = path.is_relative_to(base), path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # a NUL byte, a name too long, a loop of symlinks
         raise RowError("missing_image", f"{relative}: {error}") from error
-    if not inside:
+    if not held:
         raise RowError("outside_image_root", f"{relative} leads to {path}")
     if not there:
         raise RowError("missing_image", relative)

@@ -1,77 +1,48 @@
 """Rows of any format -> the Samples table: images checked and stored, text checked, duplicates dropped, split chosen.
 
-A format's reader yields `RawRow`s and knows nothing of images on disk; this module knows nothing of formats.
+A format's reader yields `RawRow`s and knows nothing of where images are; this module knows nothing of formats.
 """
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import polars as pl
 
-from core.errors import InputError, RowError
-from core.ingest.images import decode, read_image, resolve_image
+from core.errors import RowError
+from core.ingest.images import check
+from core.ingest.notebook import ImageFate, Notebook
+from core.ingest.rows import BadRow, RawCorrection, RawPair, RawRow
 from core.ingest.settings import IngestSettings
+from core.ingest.sources import ImageSource
 from core.seeds import stream_key
-from data_contracts import Rejects, Samples
+from data_contracts import Contract, Corrections, HallucinationPairs, Rejects, Samples
 from data_contracts.samples import SPLITS
 
 STAGE = "ingest"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RawPair:
-    """A hallucination that comes with a row: the reference's chars [start, end) replaced by `target` are `changed`."""
-
-    changed: str
-    start: int
-    end: int
-    target: str
-    kind: str | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RawCorrection:
-    """Corrections that come with a row, verbatim; the fields are those of the table `corrections`."""
-
-    layout: str
-    question: str
-    answer: str | None
-    draft: str
-    verdict: str | None
-    segments: tuple[tuple[str, str], ...]
-    extra: str | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RawRow:
-    """One prompt and its answer as a format's reader found them: `place` in the file, image path inside the root."""
-
-    place: str
-    image: str | None
-    prompt: str
-    reference: str
-    pair: RawPair | None = None
-    correction: RawCorrection | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class BadRow:
-    """A row that the format's reader could not make sense of."""
-
-    place: str
-    error: RowError
-
-
 @dataclass(frozen=True, kw_only=True)
 class IngestBatch:
-    """A batch of the stream: `samples` (Samples) and `rejects` (Rejects) together are exactly `rows_in` rows."""
+    """A batch of the stream: `ok` rows and the `rejects` (Rejects) together are exactly `rows_in` rows.
+
+    What a row brings is its sample (Samples), its pair (HallucinationPairs) or its correction (Corrections); a sample
+    that several pairs or corrections share is written once.
+    """
 
     samples: pl.DataFrame
+    pairs: pl.DataFrame
+    corrections: pl.DataFrame
     rejects: pl.DataFrame
     rows_in: int
+
+    @property
+    def ok(self) -> int:
+        """Rows that were accepted."""
+        return self.rows_in - self.rejects.height
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +51,27 @@ class CaptionLimit:
 
     count: Callable[[str], int]
     max_tokens: int
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row on its way through the checks."""
+
+    raw: RawRow
+    prompt: str
+    reference: str
+    sha: str | None = None
+    sample: bytes = b""
+    whole: bytes = b""
+
+
+@dataclass(slots=True)
+class _Tables:
+    """The rows of a batch, column by column names."""
+
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    corrections: list[dict[str, Any]] = field(default_factory=list)
 
 
 def split_of(group: str, settings: IngestSettings) -> str:
@@ -91,108 +83,208 @@ def split_of(group: str, settings: IngestSettings) -> str:
 
 
 class Ingestor:
-    """Turns raw rows into samples, one batch at a time. Remembers what it has seen, so that duplicates are found.
+    """Turns raw rows into samples, one batch at a time; images are checked and stored by several threads.
 
-    Memory: 16 bytes and a set entry for each accepted row.
+    Memory is that of a batch: what was seen before is in the notebook, on disk.
     """
 
     def __init__(
         self,
         *,
-        images: Path | None,
+        images: ImageSource | None,
         put_image: Callable[[bytes], str],
         settings: IngestSettings,
         caption_limit: CaptionLimit | None = None,
+        notebook: Notebook | None = None,
+        threads: int = 2,
     ) -> None:
-        """`put_image` stores encoded bytes and returns their sha256.
-
-        Raises:
-            InputError: the image root is not a folder.
-        """
-        if images is not None and not images.is_dir():
-            raise InputError(f"the image folder {images} does not exist or is not a folder")
+        """`put_image` stores encoded bytes and returns their sha256; it is called from several threads."""
         self._images = images
         self._put_image = put_image
         self._settings = settings
         self._limit = caption_limit
-        self._seen: set[bytes] = set()
-        self._stored: OrderedDict[Path, str | RowError] = OrderedDict()
+        self._notebook = notebook or Notebook()
+        self._threads = threads
 
     def batches(self, rows: Iterable[RawRow | BadRow]) -> Iterator[IngestBatch]:
-        """Stream batches of at most `settings.batch_rows` rows; every row is in one of the two tables."""
-        good: list[dict[str, str | None]] = []
-        bad: list[dict[str, str]] = []
-        for row in rows:
-            try:
-                good.append(self._sample(row))
-            except RowError as error:
-                bad.append(_reject(row.place, error))
-            if len(good) + len(bad) == self._settings.batch_rows:
-                yield _batch(good, bad)
-                good, bad = [], []
-        if good or bad:
-            yield _batch(good, bad)
+        """Stream batches of at most `settings.batch_rows` rows; every row is accepted or in the rejects."""
+        stream = iter(rows)
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="image") as pool:
+            while batch := list(islice(stream, self._settings.batch_rows)):
+                yield self._batch(batch, pool)
 
-    def _sample(self, row: RawRow | BadRow) -> dict[str, str | None]:
+    def _batch(self, rows: Sequence[RawRow | BadRow], pool: ThreadPoolExecutor) -> IngestBatch:
+        checked = [self._checked(row) for row in rows]
+        fates = self._fates([row.raw for row in checked if isinstance(row, _Row)], pool)
+        checked = [row if isinstance(row, RowError) else self._placed(row, fates) for row in checked]
+        good = [row for row in checked if isinstance(row, _Row)]
+        fresh = self._notebook.unseen(_digest63(digest) for row in good for digest in {row.sample, row.whole})
+        tables, rejects = _Tables(), []
+        for raw, row in zip(rows, checked, strict=True):
+            if isinstance(row, _Row) and _digest63(row.whole) not in fresh:
+                row = RowError("duplicate", "says the same as an earlier row about the same image")
+            if isinstance(row, RowError):
+                rejects.append(_reject(raw.place, row))
+                continue
+            fresh.discard(_digest63(row.whole))
+            self._write(row, tables, new_sample=row.sample == row.whole or _digest63(row.sample) in fresh)
+            fresh.discard(_digest63(row.sample))
+        return IngestBatch(
+            samples=_frame(Samples, tables.samples),
+            pairs=_frame(HallucinationPairs, tables.pairs),
+            corrections=_frame(Corrections, tables.corrections),
+            rejects=_frame(Rejects, rejects),
+            rows_in=len(rows),
+        )
+
+    def _checked(self, row: RawRow | BadRow) -> _Row | RowError:
+        """The row with its texts looked at."""
         if isinstance(row, BadRow):
-            raise row.error
-        prompt = self._text(row.prompt, "prompt") or self._settings.default_prompt
-        reference = self._text(row.reference, "caption")
+            return row.error
+        try:
+            prompt = self._text(row.prompt, "prompt") or self._settings.default_prompt
+            reference = self._text(row.reference, "caption")
+            if row.pair is not None:
+                self._text(row.pair.changed, "changed caption")
+            if row.correction is not None:
+                _check_unicode(row.correction)
+        except RowError as error:
+            return error
         if not prompt:
-            raise RowError("empty_prompt")
+            return RowError("empty_prompt")
         if not reference:
-            raise RowError("empty_caption")
+            return RowError("empty_caption")
         if self._limit is not None and (tokens := self._limit.count(reference)) > self._limit.max_tokens:
-            raise RowError("caption_too_long", f"{tokens} tokens, limit {self._limit.max_tokens}")
-        image_sha = self._image(row.image)
-        digest = hashlib.blake2b("\x1f".join((image_sha or "", prompt, reference)).encode(), digest_size=16).digest()
-        if digest in self._seen:
-            raise RowError("duplicate", "same image, prompt and caption as an earlier row")
-        self._seen.add(digest)
-        return {
-            "sample_id": digest.hex(),
-            "image_sha": image_sha,
-            "prompt": prompt,
-            "reference": reference,
-            "split": split_of(image_sha or prompt, self._settings),
-            "source": _valid(row.place),
-        }
+            return RowError("caption_too_long", f"{tokens} tokens, limit {self._limit.max_tokens}")
+        return _Row(row, prompt, reference)
 
     def _text(self, text: str, what: str) -> str:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise RowError("invalid_unicode", f"{what}, character {error.start}: {error.reason}") from error
+        _check_encodes(text, what)
         if len(text) > self._settings.max_chars:
-            raise RowError(f"{what}_too_long", f"{len(text)} characters, limit {self._settings.max_chars}")
+            raise RowError(f"{what.split()[-1]}_too_long", f"{len(text)} characters, limit {self._settings.max_chars}")
         if found := next((token for token in self._settings.control_tokens if token in text), None):
             raise RowError("control_token", f"{what} contains {found}")
         return text.strip()
 
-    def _image(self, relative: str | None) -> str | None:
-        if not relative:
-            if self._settings.text_only:
-                return None
-            raise RowError("no_image", "the row names no image")
-        if self._images is None:
-            raise RowError("missing_image", f"{_valid(relative)}: no image folder was given")
-        path = resolve_image(self._images, relative)
-        if path not in self._stored:
-            self._stored[path] = self._store(path)
-            if len(self._stored) > 8192:  # many captions of one image stand close together
-                self._stored.popitem(last=False)
-        result = self._stored[path]
-        if isinstance(result, RowError):
-            raise RowError(result.reason, result.detail)
-        return result
+    def _fates(self, rows: Sequence[RawRow], pool: ThreadPoolExecutor) -> dict[str, ImageFate]:
+        """What becomes of the images of some rows; those that are not known yet are looked at side by side."""
+        wanted = {name: row for row in rows if (name := self._image_name(row))}
+        if not wanted:
+            return {}
+        known = self._notebook.fates(wanted)
+        missing = [row for name, row in wanted.items() if name not in known]
+        for first in range(0, len(missing), _NOTED):
+            some = missing[first : first + _NOTED]
+            found = {self._image_name(row): fate for row, fate in zip(some, pool.map(self._fate, some), strict=True)}
+            self._notebook.note(found)
+            known |= found
+        return known
 
-    def _store(self, path: Path) -> str | RowError:
+    def _image_name(self, row: RawRow) -> str:
+        """What an image goes by in the notebook: its path, or its content; "" if the row has or shall have none."""
+        if row.image_bytes is not None:
+            return f"sha256:{hashlib.sha256(row.image_bytes).hexdigest()}"
+        left_out = self._settings.text_only and self._images is None
+        return "" if left_out else (row.image or "").encode("unicode_escape").decode()
+
+    def _fate(self, row: RawRow) -> ImageFate:
         try:
-            data = read_image(path, max_bytes=self._settings.max_bytes)
-            decode(data, max_pixels=self._settings.max_pixels)
+            data = row.image_bytes
+            if data is None:
+                if self._images is None:
+                    raise RowError("missing_image", f"{_valid(row.image or '')}: no image folder was given")
+                data = self._images.read(row.image or "", max_bytes=self._settings.max_bytes)
+            check(data, max_pixels=self._settings.max_pixels)
         except RowError as error:
-            return RowError(error.reason, f"{path.name}: {error.detail}")
-        return self._put_image(data)
+            return ImageFate(None, error.reason, _valid(f"{row.image or 'image'}: {error.detail}"))
+        return ImageFate(self._put_image(data))
+
+    def _placed(self, row: _Row, fates: dict[str, ImageFate]) -> _Row | RowError:
+        """The row with its image, and the digests that tell it from others."""
+        if name := self._image_name(row.raw):
+            fate = fates[name]
+            if fate.sha is None:
+                return RowError(fate.reason, fate.detail)
+            row.sha = fate.sha
+        elif not self._settings.text_only:
+            return RowError("no_image", "the row names no image")
+        row.sample = row.whole = _digest(row.sha or "", row.prompt, row.reference)
+        if row.raw.pair is not None or row.raw.correction is not None:
+            row.whole = _digest(row.sample.hex(), repr(row.raw.pair), repr(row.raw.correction))
+        return row
+
+    def _write(self, row: _Row, tables: _Tables, *, new_sample: bool) -> None:
+        raw, sample_id = row.raw, row.sample.hex()
+        if new_sample:
+            tables.samples.append(
+                {
+                    "sample_id": sample_id,
+                    "image_sha": row.sha,
+                    "prompt": row.prompt,
+                    "reference": row.reference,
+                    "split": split_of(row.sha or _valid(raw.image or row.prompt), self._settings),
+                    "source": _valid(raw.place),
+                }
+            )
+        if raw.pair is not None:
+            tables.pairs.append(_pair_row(row, raw.pair))
+        if raw.correction is not None:
+            tables.corrections.append(_correction_row(row, raw.correction))
+
+
+_NOTED = 256
+"""Images whose fate is written down together: what a kill costs at most."""
+
+
+def _pair_row(row: _Row, pair: RawPair) -> dict[str, Any]:
+    return {
+        "pair_id": row.whole.hex(),
+        "sample_id": row.sample.hex(),
+        "kind": pair.kind,
+        "original_caption": row.reference,
+        "changed_caption": pair.changed,
+        "solution_original": row.reference[pair.start : pair.end],
+        "solution_target": pair.target,
+        "start": pair.start,
+        "end": pair.end,
+    }
+
+
+def _correction_row(row: _Row, correction: RawCorrection) -> dict[str, Any]:
+    return {
+        "correction_id": row.whole.hex(),
+        "sample_id": row.sample.hex(),
+        "image_sha": row.sha,
+        "image": row.raw.image,
+        "question": correction.question,
+        "answer": correction.answer,
+        "draft": correction.draft,
+        "verdict": correction.verdict,
+        "segments": [{"org": org, "target": target} for org, target in correction.segments],
+        "layout": correction.layout,
+        "extra": correction.extra,
+    }
+
+
+def _check_unicode(correction: RawCorrection) -> None:
+    texts = [correction.question, correction.answer, correction.draft, correction.extra]
+    for text in [*texts, *(part for segment in correction.segments for part in segment)]:
+        _check_encodes(text or "", "correction")
+
+
+def _check_encodes(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError("invalid_unicode", f"{what}, character {error.start}: {error.reason}") from error
+
+
+def _digest(*parts: str) -> bytes:
+    return hashlib.blake2b("\x1f".join(parts).encode("utf-8", "replace"), digest_size=16).digest()
+
+
+def _digest63(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _valid(text: str) -> str:
@@ -209,9 +301,6 @@ def _reject(place: str, error: RowError) -> dict[str, str]:
     }
 
 
-def _batch(good: list[dict[str, str | None]], bad: list[dict[str, str]]) -> IngestBatch:
-    samples = pl.DataFrame(
-        {name: [row.get(name) for row in good] for name in Samples.column_names()}, schema=Samples.create_empty().schema
-    )
-    rejects = pl.DataFrame(bad, schema=Rejects.create_empty().schema)
-    return IngestBatch(samples=samples, rejects=rejects, rows_in=len(good) + len(bad))
+def _frame(schema: type[Contract], rows: list[dict[str, Any]]) -> pl.DataFrame:
+    names = schema.column_names()
+    return pl.DataFrame({name: [row.get(name) for row in rows] for name in names}, schema=schema.create_empty().schema)

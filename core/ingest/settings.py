@@ -1,11 +1,15 @@
 """Settings of ingestion. Import-light: the command line reads them before it needs polars."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from core.settings import Settings
 
+FormatName = Literal[
+    "auto", "llava", "sharegpt", "messages", "vicrit", "rediff", "coco", "imagefolder", "parquet"
+]  # fmt: skip
+ExportName = Literal["rediff", "llava", "vicrit", "parquet", "hf"]
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64 * 2**20
 CONTROL_TOKENS = (
@@ -22,7 +26,7 @@ class IngestSettings(Settings):
     dev: float = Field(default=0.05, ge=0.0, le=1.0)
     """Share of the images that go to the dev split; what train and dev leave is test."""
     text_only: bool = False
-    """Accept rows that name no image."""
+    """Accept rows that name no image; and where no image folder is given, leave out the images that rows name."""
     default_prompt: str = "Describe the image."
     """Prompt of rows whose prompt is nothing but the image placeholder; empty: such rows are rejected."""
     max_chars: int = Field(default=20_000, ge=1)
@@ -33,7 +37,7 @@ class IngestSettings(Settings):
     """Largest image, in pixels."""
     max_bytes: int = Field(default=MAX_BYTES, ge=1)
     """Largest image file, in bytes."""
-    batch_rows: int = Field(default=2048, ge=1)
+    batch_rows: int = Field(default=8192, ge=1)
     """Rows in a batch of the stream."""
 
     @model_validator(mode="after")

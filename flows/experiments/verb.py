@@ -104,13 +104,14 @@ def _there(out: Path, name: str, config: RunConfig, protocol: str) -> bool:
         known = json.loads(_path(out, name, config.seed).read_text())
     except (OSError, ValueError):
         return False
-    before = {**decisive(RunConfig(), name), **known["config"]}
-    return bool(before == decisive(config, name) and known["protocol"] == protocol)
+    now, default = decisive(config, name), decisive(RunConfig(), name)
+    before = {key: known["config"].get(key, default[key]) for key in now}
+    return bool(before == now and known["protocol"] == protocol)
 
 
 def decisive(config: RunConfig, name: str) -> dict[str, JsonValue]:
     """The settings that an experiment's rows depend on, by dotted key."""
-    keys = dict(flatten(config.model_dump(mode="json", exclude={"place", "compute"})))
+    keys = dict(flatten(config.model_dump(mode="json", exclude={"place", "compute", "ingest"})))
     return {key: value for key, value in keys.items() if key not in CATALOGUE[name].sets}
 
 

@@ -1,5 +1,6 @@
-"""The reference expert over real HTTP, for the tests of the client and of revising."""
+"""The reference expert and an S3 service over real HTTP."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 import uvicorn
+from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 
 from core.expert.server import make_server
@@ -50,3 +52,15 @@ def start_expert() -> Iterator[Callable[..., RunningExpert]]:
     for server, thread in running:
         thread.join(5)
         server.force_exit = True
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of moto's server."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()

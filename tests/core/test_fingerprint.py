@@ -4,7 +4,7 @@ import pytest
 
 from core.config import DataSettings, RunConfig
 from core.errors import InputError
-from core.fingerprint import checkpoint_digest, file_digest, folder_digest, inputs_digest
+from core.fingerprint import checkpoint_digest, file_digest, images_digest, inputs_digest
 
 
 @pytest.fixture
@@ -43,4 +43,4 @@ def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(InputError, match="cannot read the data file"):
         file_digest(tmp_path / "none.json")
     with pytest.raises(InputError, match="image folder"):
-        folder_digest(tmp_path / "none")
+        images_digest(str(tmp_path / "none"))

@@ -1,26 +1,12 @@
 """One behaviour, two stores: a folder, and a bucket behind moto's real HTTP server."""
 
 import hashlib
-import socket
-from collections.abc import Iterator
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from core.errors import CorruptPart, InputError, StoreError
 from core.store import LocalStore, S3Store, Store, image_path, open_store, put_image, read_verified
-
-
-@pytest.fixture(scope="module")
-def s3_endpoint() -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -344,6 +344,6 @@ def test_limit_and_data_shortcuts_change_the_configuration(tmp_path, monkeypatch
     arguments = ["run", "--config", "real", "--data", "rows.json", "--images", str(tmp_path), "--limit", "7"]
     cli.app.meta(arguments, exit_on_error=False, result_action="return_value")
     data = seen[0].data
-    assert (data.source, data.images, data.train, data.dev, data.test) == ("llava", str(tmp_path), 7, 7, 7)
+    assert (data.source, data.images, data.train, data.dev, data.test) == ("auto", str(tmp_path), 7, 7, 7)
     assert data.path == str(Path("rows.json").resolve())
     assert seen[0].rounds.samples == 7
