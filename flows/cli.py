@@ -10,12 +10,13 @@ from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter, validators
+from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
 from core.config import RunConfig, config_path, parse_config, read_toml
 from core.errors import ConfigError, RedraftError
-from core.ingest.settings import ExportName, FormatName
+from flows.cli_data import export, ingest, pair, tokens
+from flows.cli_options import DEFAULTS, Config, Json, Limit
 
 app = App(
     name="redraft",
@@ -23,10 +24,8 @@ app = App(
     version_flags=["--version"],
 )
 
-Config = Annotated[RunConfig, Parameter(name="*")]
-Limit = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
-Json = Annotated[bool, Parameter(name="--json", negative="")]
-_DEFAULTS = RunConfig()
+for _verb in (ingest, pair, export, tokens):
+    app.command(_verb)
 _LENGTH = ("--model.response_length",)
 _SHORT = {
     "--data": ("--data.source", "auto", "--data.path"),
@@ -39,7 +38,7 @@ _SHORT = {
 @app.command
 def run(
     *,
-    config: Config = _DEFAULTS,
+    config: Config = DEFAULTS,
     limit: Limit = None,
     json: Json = False,
 ) -> int:
@@ -60,94 +59,6 @@ def run(
 
 
 @app.command
-def ingest(
-    file: Path,
-    *,
-    format_: Annotated[FormatName, Parameter(name="--format")] = "auto",
-    config: Config = _DEFAULTS,
-    json: Json = False,
-) -> int:
-    """Read a file of image-text rows into the store: every row is accepted, or rejected with a reason.
-
-    --images DIR (or s3://bucket/prefix) is what the file's image paths are relative to.
-
-    Parameters
-    ----------
-    file
-        JSON, JSON lines or Parquet.
-    format_
-        Its format; auto: found out by its first rows.
-    json
-        Print one line of JSON at the end, for machines.
-    """
-    from flows.stages import run_ingest
-
-    data = config.data.model_copy(update={"source": format_, "path": str(file.resolve())})
-    return run_ingest(config.model_copy(update={"data": data}), json=json)
-
-
-@app.command
-def pair(samples: str, *, config: Config = _DEFAULTS, json: Json = False) -> int:
-    """Make hallucination pairs: captions with exactly one object, attribute, count, place or relation made wrong.
-
-    Parameters
-    ----------
-    samples
-        A dataset of samples: its folder in the store, or the beginning of its digest.
-    json
-        Print one line of JSON at the end, for machines.
-    """
-    from flows.stages import run_pair
-
-    return run_pair(config, samples, json=json)
-
-
-@app.command
-def export(
-    *datasets: str,
-    format_: Annotated[ExportName, Parameter(name="--format")],
-    out: Path,
-    config: Config = _DEFAULTS,
-    json: Json = False,
-) -> int:
-    """Write datasets of the store in a format that other tools read.
-
-    Parameters
-    ----------
-    datasets
-        Their folders in the store, or the beginnings of their digests. Drafts and their revisions go together.
-    format_
-        rediff, llava, vicrit: JSON, with images beside it. parquet: the tables as they are. hf: a folder that
-        datasets.load_dataset opens, with its splits and images.
-    out
-        The folder to write, or the file of a JSON format.
-    json
-        Print one line of JSON at the end, for machines.
-    """
-    from flows.exporting import run_export
-
-    return run_export(config, datasets, format_, out, json=json)
-
-
-@app.command
-def tokens(dataset: str, *, tokenizers: tuple[Path, ...], config: Config = _DEFAULTS, json: Json = False) -> int:
-    """Show which share of a dataset's hallucination pairs keeps its number of tokens, by tokenizer and by rule.
-
-    Parameters
-    ----------
-    dataset
-        A dataset with pairs: its folder in the store, or the beginning of its digest.
-    tokenizers
-        Folders of checkpoints or tokenizers.
-    json
-        Print one line of JSON at the end, for machines.
-    """
-    from flows.token_shares import show_token_shares
-
-    return show_token_shares(config, dataset, tokenizers, json=json)
-
-
-@app.command
 def rerun(run: str, *, json: Json = False) -> int:
     """Take up a run that failed or was killed: what is finished is kept, the rest is computed.
 
@@ -164,7 +75,7 @@ def rerun(run: str, *, json: Json = False) -> int:
 
 
 @app.command
-def serve(*, config: Config = _DEFAULTS, cron: str = "0 2 * * *") -> int:
+def serve(*, config: Config = DEFAULTS, cron: str = "0 2 * * *") -> int:
     """Keep the loop going on this machine: each firing is a run from the champion on the next unused samples.
 
     Parameters
@@ -178,7 +89,7 @@ def serve(*, config: Config = _DEFAULTS, cron: str = "0 2 * * *") -> int:
 
 
 @app.command
-def status(*, config: Config = _DEFAULTS, json: Json = False) -> int:
+def status(*, config: Config = DEFAULTS, json: Json = False) -> int:
     """Show the runs and how they stand.
 
     Parameters
@@ -206,7 +117,7 @@ def report(run: str) -> int:
 
 
 @app.command
-def lineage(ref: str, *, config: Config = _DEFAULTS, json: Json = False) -> int:
+def lineage(ref: str, *, config: Config = DEFAULTS, json: Json = False) -> int:
     """Show what a dataset or checkpoint was made from, back to its first ancestors.
 
     Parameters
@@ -224,7 +135,7 @@ def lineage(ref: str, *, config: Config = _DEFAULTS, json: Json = False) -> int:
 @app.command
 def experiment(
     *names: str,
-    config: Config = _DEFAULTS,
+    config: Config = DEFAULTS,
     seeds: tuple[int, ...] = (1, 2, 3),
     out: Path = Path("results/experiments"),
     readme: Path | None = None,
@@ -250,7 +161,7 @@ def experiment(
 
 
 @app.command
-def ui(*, config: Config = _DEFAULTS) -> int:
+def ui(*, config: Config = DEFAULTS) -> int:
     """Start (or join) the Prefect and MLflow servers and show their addresses, until Ctrl-C."""
     from flows.running import show_servers
 
@@ -292,7 +203,7 @@ def init(file: Path = Path("redraft.toml"), *, preset: str = "scenes") -> int:
 
 
 @app.command
-def doctor(*, config: Config = _DEFAULTS) -> int:
+def doctor(*, config: Config = DEFAULTS) -> int:
     """Try everything that a run needs: a forward, an expert call with image and schema, a store and an MLflow write."""
     from flows.doctor import examine
 

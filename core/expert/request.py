@@ -57,13 +57,16 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertRequest:
-    """One request, without the image's bytes. `key`: sha256 over everything that can change the answer."""
+    """One request, without the image's bytes. `key`: sha256 over everything that can change the answer.
+
+    `task` is the text of the user message: a Task, or what another prompt asks about.
+    """
 
     key: str
     image_sha: str | None
     prompt_version: str
     instructions: str
-    task: Task
+    task: BaseModel
     parameters: dict[str, Any]
 
     def body(self, image: bytes | None) -> dict[str, Any]:
@@ -91,9 +94,22 @@ def build_request(
     settings: ExpertSettings, *, question: str, reference: str, prediction: str, image_sha: str | None
 ) -> ExpertRequest:
     """The request for one draft. The endpoint's address is no part of its key, nor is how often it may be tried."""
-    prompt = load_prompt(settings.prompt)
     task = Task(question=question, ground_truth=reference, prediction=prediction)
-    parameters = _parameters(settings)
+    return make_request(settings, settings.prompt, task, name="revision", answer=AnswerModel, image_sha=image_sha)
+
+
+def make_request(
+    settings: ExpertSettings,
+    prompt_name: str,
+    task: BaseModel,
+    *,
+    name: str,
+    answer: type[BaseModel],
+    image_sha: str | None,
+) -> ExpertRequest:
+    """A request with the instructions called `prompt_name`; the reply is to be an `answer`, a schema called `name`."""
+    prompt = load_prompt(prompt_name)
+    parameters = _parameters(settings, name, answer)
     placeholder = f"sha256:{image_sha}" if image_sha else None
     identity = {
         "messages": _messages(prompt.text, task, placeholder),
@@ -129,18 +145,18 @@ def data_url(image: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(image).decode()}"
 
 
-def _messages(instructions: str, task: Task, url: str | None) -> list[dict[str, Any]]:
+def _messages(instructions: str, task: BaseModel, url: str | None) -> list[dict[str, Any]]:
     text = {"type": "text", "text": json.dumps(task.model_dump(), ensure_ascii=False)}
     image = [{"type": "image_url", "image_url": {"url": url}}] if url else []
     return [{"role": "system", "content": instructions}, {"role": "user", "content": [*image, text]}]
 
 
-def _parameters(settings: ExpertSettings) -> dict[str, Any]:
+def _parameters(settings: ExpertSettings, name: str, answer: type[BaseModel]) -> dict[str, Any]:
     """Everything of the request's body but the messages."""
     parameters: dict[str, Any] = {"model": settings.model, settings.max_tokens_field: settings.max_tokens}
     if settings.temperature is not None:
         parameters["temperature"] = settings.temperature
     if settings.structured == "json_schema":
-        schema = {"name": "revision", "strict": True, "schema": AnswerModel.model_json_schema()}
+        schema = {"name": name, "strict": True, "schema": answer.model_json_schema()}
         parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
     return parameters

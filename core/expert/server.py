@@ -27,6 +27,8 @@ from PIL import Image
 from pydantic import BaseModel, SecretStr
 from starlette.exceptions import HTTPException
 
+from core.expert.pair_request import PairTask, read_pair_task
+from core.expert.pair_rules import invent_by_rule
 from core.expert.request import Task, read_task
 from core.expert.rules import revise_by_rule
 from core.expert.settings import ReferenceSettings
@@ -192,6 +194,8 @@ class _Expert:
 def _content(body: ChatRequest) -> str:
     """The reply's text: the JSON of the schema if one was asked for, else `right` or a bare list."""
     task = _read_messages(body.messages)
+    if isinstance(task, PairTask):
+        return invent_by_rule(task).model_dump_json()
     segments = [
         {"org": org, "target": target}
         for org, target in revise_by_rule(task.question, task.ground_truth, task.prediction)
@@ -201,7 +205,7 @@ def _content(body: ChatRequest) -> str:
     return json.dumps(segments, ensure_ascii=False) if segments else "right"
 
 
-def _read_messages(messages: list[dict[str, Any]]) -> Task:
+def _read_messages(messages: list[dict[str, Any]]) -> Task | PairTask:
     """The task of the last user message. Its image is decoded as a model would, though the rules do not look at it."""
     content = next((message.get("content") for message in reversed(messages) if message.get("role") == "user"), None)
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -211,8 +215,9 @@ def _read_messages(messages: list[dict[str, Any]]) -> Task:
         if part.get("type") == "image_url":
             _decode_image(part.get("image_url"))
     texts = [part.get("text") for part in parts if part.get("type") == "text"]
+    text = str(texts[0]) if len(texts) == 1 else ""
     try:
-        return read_task(str(texts[0]) if len(texts) == 1 else "")
+        return read_pair_task(text) or read_task(text)
     except ValueError as error:
         raise ApiError(400, f"messages: {error}") from error
 

@@ -35,6 +35,10 @@ def test_help_names_every_verb(tmp_path):
     assert shown.returncode == 0
     for verb in (
         "run",
+        "ingest",
+        "pair",
+        "export",
+        "tokens",
         "rerun",
         "serve",
         "status",
@@ -77,7 +81,7 @@ def leaves(model: BaseModel, prefix: str = "") -> list[tuple[str, object]]:
 
 
 _CHOICES = {
-    "data.source": "llava", "model.tokenizer": "bpe",
+    "data.source": "llava", "pair.by": "expert", "model.tokenizer": "bpe",
     "vision.optimizer": "adamw", "base.optimizer": "adamw", "stage1.optimizer": "adamw",
     "stage2.optimizer": "adamw", "control.optimizer": "adamw", "mask.t_sampling": "iid", "revision.t_sampling": "iid",
     "mask.fill": "ignore", "revision.fill": "ignore", "revision.syntax_schedule": "dynamic",
@@ -298,6 +302,9 @@ def test_init_names_a_file_with_brackets_as_it_is(tmp_path, capsys):
         ("lineage x", "flows.inspecting.show_lineage"),
         ("doctor", "flows.doctor.examine"),
         ("experiment RD-2", "flows.experiments.verb.run_experiments"),
+        ("pair x", "flows.stages.run_pair"),
+        ("export x --format llava --out y", "flows.exporting.run_export"),
+        ("tokens x --tokenizers y", "flows.token_shares.show_token_shares"),
     ],
 )
 def test_every_verb_gets_absolute_paths(verb, target, tmp_path, monkeypatch):
