@@ -3,8 +3,8 @@
 responses   text -> fixed-length token ids, once; rejects with a reason
 rows        arrays -> TrainingExamples frames; the account of every row
 captions    samples -> clean, encoded captions
-caption_pairs    samples with real captions -> hallucination pairs, by the rules of caption_sites and the words of lexicon
-invented_pairs   the same by an expert; pair_check judges its proposals
+caption_pairs   real captions -> hallucination pairs, by rule: caption_sites says where, lexicon knows the words
+invented_pairs  the same by an expert; pair_check judges its proposals
 pairs       hallucination pairs -> ids that can be injected into them
 noise       noise levels, masks and random replacements, drawn per (sample, draw)
 mask        the mask-predict baseline (eq. 2)
