@@ -19,7 +19,7 @@ class Corrections(Contract):
     id_column: ClassVar[str] = "correction_id"
 
     correction_id = dy.String(primary_key=True)
-    sample_id = dy.String(description="the sample that `question` and the corrected text (or `answer`) became")
+    sample_id = dy.String(nullable=True, description="the sample that question and corrected text (or answer) became")
     image_sha = dy.String(nullable=True, regex=r"^[0-9a-f]{64}$")
     image = dy.String(nullable=True, description="the image's path as it was written")
     question = dy.String(description="the human turn, with its image placeholder")

@@ -10,7 +10,8 @@ imagefolder  {"file_name", "text"} a line                                   JSON
 parquet      columns of these names, see core.ingest.parquet
 """
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Set
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
@@ -77,12 +78,16 @@ def detect(path: Path) -> str:
     if "annotations" in members and members.keys() <= _COCO:
         return "coco"
     records = [members] if members else [record.value for record in islice(read_records(path), _FIRST)]
+    fitting = Counter(name for record in records if isinstance(record, dict) and (name := _format_of(record.keys())))
+    if fitting:
+        return max(_KEYS, key=fitting.__getitem__)  # a stray row does not decide; the more telling first
     keys = {key: None for record in records if isinstance(record, dict) for key in record}
-    for name, telling in _KEYS.items():
-        if any(some <= keys.keys() for some in telling):
-            return name
     found = f"its keys are {', '.join(keys)}" if keys else "its first records are no objects"
     raise InputError(f"cannot tell the format of {path}: {found}; name it: {', '.join(FORMATS)}")
+
+
+def _format_of(keys: Set[str]) -> str | None:
+    return next((name for name, telling in _KEYS.items() if any(some <= keys for some in telling)), None)
 
 
 def _members(path: Path) -> dict[str, None]:

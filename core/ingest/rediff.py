@@ -8,10 +8,10 @@
 `revise`: a list of segments; the expert's reply as text (read as replies are: code fences and all); [] or "right"
 (nothing is wrong); missing or null (nobody has looked).
 
-The reference is the answer where the row has one. Else it is the draft with its segments applied: those that occur
-exactly once in it, change something and do not overlap an earlier one; the others stay in the correction, for alignment
-to judge. Where none can be applied, the row is rejected (no_segment_applies). A draft that is right, or that nobody has
-looked at, is its own reference.
+The reference is the answer where the row has one. Else it is the draft with its segments applied, or a right draft
+itself. Only a text with no known fault may be learned from as a clean one: where a segment does not apply (it is not
+there exactly once, changes nothing, or overlaps an earlier one), or where nobody has looked, the row brings its
+correction and no sample.
 
 Whatever the columns of a correction cannot say (other keys, null instead of nothing, other spellings) is kept in
 `extra`, which wins when the row is written again: see `layouts`.
@@ -41,8 +41,8 @@ def parse(place: str, record: JsonObject) -> list[Row]:
     """The row of one record.
 
     Raises:
-        RowError: no_draft, empty_draft, many_answers, bad_revise, bad_segment, no_segment_applies, or what
-            conversations and images are rejected for.
+        RowError: no_draft, empty_draft, many_answers, bad_revise, bad_segment, or what conversations and images are
+            rejected for.
     """
     if "conversations" in record:
         layout, image = "conversations", image_at(record, "image")
@@ -67,28 +67,24 @@ def parse(place: str, record: JsonObject) -> list[Row]:
         extra=None,
     )
     correction = replace(correction, extra=with_extra(correction, image, record))
-    reference = answer or corrected(draft, segments)
+    reference = answer or (corrected(draft, segments) if verdict else None) or ""
     prompt = without_placeholder(question)
     return [RawRow(place=place, image=image, prompt=prompt, reference=reference, correction=correction)]
 
 
-def corrected(draft: str, segments: Segments) -> str:
-    """The draft with all segments applied that can be: see the top of this file.
+def corrected(draft: str, segments: Segments) -> str | None:
+    """The draft with all segments applied; None if one cannot be: see the top of this file.
 
-    Example: "A red red cat.", [("red red", "red"), ("dog", "cat"), ("cat", "fox")] -> "A red fox."
-
-    Raises:
-        RowError: no_segment_applies.
+    Example: "A red red cat.", [("red red", "red"), ("cat", "fox")] -> "A red fox."
     """
     taken: list[tuple[int, int, str]] = []
     for org, target in segments:
-        start = draft.find(org) if org and org != target else -1
+        start = draft.find(org)
         end = start + len(org)
-        unique = start >= 0 and draft.find(org, start + 1) < 0
-        if unique and all(end <= first or last <= start for first, last, _ in taken):
-            taken.append((start, end, target))
-    if segments and not taken:
-        raise RowError("no_segment_applies", f"{len(segments)} segments: {segments[0][0]!r} is not unique in the draft")
+        unique = org and start >= 0 and draft.find(org, start + 1) < 0
+        if not unique or org == target or any(start < last and first < end for first, last, _ in taken):
+            return None
+        taken.append((start, end, target))
     for start, end, target in sorted(taken, reverse=True):
         draft = draft[:start] + target + draft[end:]
     return draft

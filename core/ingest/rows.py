@@ -37,6 +37,7 @@ class RawRow:
     image: str | None
     prompt: str
     reference: str
+    """The correct answer; "" in a row that brings a correction and no sample."""
     image_bytes: bytes | None = None
     """The encoded image, where the file itself holds it."""
     pair: RawPair | None = None

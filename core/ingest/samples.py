@@ -30,7 +30,7 @@ class IngestBatch:
     """A batch of the stream: `ok` rows and the `rejects` (Rejects) together are exactly `rows_in` rows.
 
     What a row brings is its sample (Samples), its pair (HallucinationPairs) or its correction (Corrections); a sample
-    that several pairs or corrections share is written once.
+    that several pairs or corrections share is written once, and a correction may come without one.
     """
 
     samples: pl.DataFrame
@@ -152,7 +152,7 @@ class Ingestor:
             return error
         if not prompt:
             return RowError("empty_prompt")
-        if not reference:
+        if not reference and row.correction is None:
             return RowError("empty_caption")
         if self._limit is not None and (tokens := self._limit.count(reference)) > self._limit.max_tokens:
             return RowError("caption_too_long", f"{tokens} tokens, limit {self._limit.max_tokens}")
@@ -215,7 +215,7 @@ class Ingestor:
 
     def _write(self, row: _Row, tables: _Tables, *, new_sample: bool) -> None:
         raw, sample_id = row.raw, row.sample.hex()
-        if new_sample:
+        if new_sample and row.reference:
             tables.samples.append(
                 {
                     "sample_id": sample_id,
@@ -253,7 +253,7 @@ def _pair_row(row: _Row, pair: RawPair) -> dict[str, Any]:
 def _correction_row(row: _Row, correction: RawCorrection) -> dict[str, Any]:
     return {
         "correction_id": row.whole.hex(),
-        "sample_id": row.sample.hex(),
+        "sample_id": row.sample.hex() if row.reference else None,
         "image_sha": row.sha,
         "image": row.raw.image,
         "question": correction.question,

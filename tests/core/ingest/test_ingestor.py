@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -140,7 +141,10 @@ def test_corrections_are_kept_to_the_letter():
         extra='{"id": 7}',
     )
     row = RawRow(place="f:0", image=None, prompt="What?", reference="a red ring", correction=correction)
-    found = ingest([row, row], text_only=True)
+    unknown = replace(row, reference="")
+    found = ingest([row, row, unknown], text_only=True)
+    assert found.samples["reference"].to_list() == ["a red ring"]
+    assert found.corrections["sample_id"].to_list() == [found.samples["sample_id"][0], None]
     Corrections.validate(found.corrections)
     kept = found.corrections.row(0, named=True)
     assert (kept["question"], kept["draft"], kept["extra"]) == ("<image>\n What? ", " a red red ring\n", '{"id": 7}')

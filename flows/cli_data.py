@@ -1,0 +1,93 @@
+"""The verbs about data: into the store, pairs made of it, and out again."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from core.ingest.settings import ExportName, FormatName
+from flows.cli_options import DEFAULTS, Config, Json
+
+
+def ingest(
+    file: Path,
+    *,
+    format_: Annotated[FormatName, Parameter(name="--format")] = "auto",
+    config: Config = DEFAULTS,
+    json: Json = False,
+) -> int:
+    """Read a file of image-text rows into the store: every row is accepted, or rejected with a reason.
+
+    --images DIR (or s3://bucket/prefix) is what the file's image paths are relative to.
+
+    Parameters
+    ----------
+    file
+        JSON, JSON lines or Parquet.
+    format_
+        Its format; auto: found out by its first rows.
+    json
+        Print one line of JSON at the end, for machines.
+    """
+    from flows.stages import run_ingest
+
+    data = config.data.model_copy(update={"source": format_, "path": str(file.resolve())})
+    return run_ingest(config.model_copy(update={"data": data}), json=json)
+
+
+def pair(samples: str, *, config: Config = DEFAULTS, json: Json = False) -> int:
+    """Make hallucination pairs: captions with exactly one object, attribute, count, place or relation made wrong.
+
+    Parameters
+    ----------
+    samples
+        A dataset of samples: its folder in the store, or the beginning of its digest.
+    json
+        Print one line of JSON at the end, for machines.
+    """
+    from flows.stages import run_pair
+
+    return run_pair(config, samples, json=json)
+
+
+def export(
+    *datasets: str,
+    format_: Annotated[ExportName, Parameter(name="--format")],
+    out: Path,
+    config: Config = DEFAULTS,
+    json: Json = False,
+) -> int:
+    """Write datasets of the store in a format that other tools read.
+
+    Parameters
+    ----------
+    datasets
+        Their folders in the store, or the beginnings of their digests. Drafts and their revisions go together.
+    format_
+        rediff, llava, vicrit: JSON, with images beside it. parquet: the tables as they are. hf: a folder that
+        datasets.load_dataset opens, with its splits and images.
+    out
+        The folder to write, or the file of a JSON format.
+    json
+        Print one line of JSON at the end, for machines.
+    """
+    from flows.exporting import run_export
+
+    return run_export(config, datasets, format_, out, json=json)
+
+
+def tokens(dataset: str, *, tokenizers: tuple[Path, ...], config: Config = DEFAULTS, json: Json = False) -> int:
+    """Show which share of a dataset's hallucination pairs keeps its number of tokens, by tokenizer and by rule.
+
+    Parameters
+    ----------
+    dataset
+        A dataset with pairs: its folder in the store, or the beginning of its digest.
+    tokenizers
+        Folders of checkpoints or tokenizers.
+    json
+        Print one line of JSON at the end, for machines.
+    """
+    from flows.token_shares import show_token_shares
+
+    return show_token_shares(config, dataset, tokenizers, json=json)
