@@ -61,7 +61,7 @@ class PairSettings(Settings):
     """ViCrit-style hallucination pairs."""
 
     per_sample: int = Field(default=4, ge=1)
-    """Pairs a caption, each with exactly one fact made wrong."""
+    """Pairs a caption at most, each with exactly one fact made wrong; the expert makes one."""
     kinds: tuple[Literal["object", "attribute", "count", "place", "relation"], ...] = (
         "object",
         "attribute",

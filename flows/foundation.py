@@ -8,9 +8,10 @@ from core.manifest import Ref, has_table, read_manifest
 from core.settings import Settings
 from data_contracts import HallucinationPairs
 from flows.gathering import only
-from tasks.corrupt import MaskConfig, PairConfig, RevisionConfig, corrupt, mask, pair
+from tasks.corrupt import MaskConfig, RevisionConfig, corrupt, mask
 from tasks.data import SampleSlice, SceneSlice, ingest, synth, take
 from tasks.finetune import FinetuneConfig, ModelConfig, VisionConfig, create_model, finetune, warm_up
+from tasks.pair import PairConfig, pair
 from tasks.workplace import Workplace
 
 
@@ -134,8 +135,8 @@ def _warmed_up(config: RunConfig, place: Workplace, blank: Ref, samples: Ref, pa
 def pair_samples(config: RunConfig, place: Workplace, samples: Ref, parent: str) -> Ref:
     """Hallucination pairs for samples that came without."""
     from_world = read_manifest(place.store, samples.uri).producer.stage == "synth"
-    pairing = PairConfig(pair=config.pair, seed=config.seed, scenes=from_world)
-    return only(pair.submit(place, pairing, samples, parent=parent), "pairing")
+    pairing = PairConfig.of(config.pair, config.expert, seed=config.seed, scenes=from_world)
+    return only(pair.submit(place, pairing, config.expert, samples, parent=parent), "pairing")
 
 
 def _stage1_rows(config: RunConfig, place: Workplace, blank: Ref, samples: Ref, parent: str) -> Ref:

@@ -1,33 +1,20 @@
-"""Clean captions into what the model sees: hallucination pairs, masked rows, revision rows."""
+"""Clean captions into what the model sees: masked rows, revision rows."""
 
-import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from core.config import PairSettings
-from core.corruption.caption_pairs import make_caption_pairs
-from core.corruption.hallucination import MadePairs, make_pairs
 from core.corruption.mask import mask_rows
 from core.corruption.revision import revision_rows
 from core.corruption.rows import Corrupted
 from core.corruption.settings import MaskSettings, RevisionSettings
-from core.manifest import Ref, read_parts, read_table
+from core.manifest import Ref, read_table
 from core.models.tokenizer import load_tokenizer
 from core.settings import Settings
 from core.stage import Output
 from data_contracts import HallucinationPairs, Samples, TrainingExamples
 from tasks.running import run, stage_of
 from tasks.workplace import Workplace
-
-
-class PairConfig(Settings):
-    """What decides which pairs are made."""
-
-    pair: PairSettings
-    seed: int
-    scenes: bool
-    """Are the captions those of the scene world? They are changed by its grammar, all others by a lexicon."""
 
 
 class MaskConfig(Settings):
@@ -44,33 +31,6 @@ class RevisionConfig(Settings):
     revision: RevisionSettings
     response_length: int
     seed: int
-
-
-@task(cache_policy=NO_CACHE, task_run_name="pair")
-def pair(place: Workplace, config: PairConfig, samples: Ref, *, parent: str) -> State:
-    """Samples -> captions with exactly one fact made wrong. A sample without any pair is a counted reject."""
-
-    def compute(output: Output) -> None:
-        rows_in = rejected = 0
-        for index, part in enumerate(read_parts(place.store, samples, Samples)):
-            made = _pairs(part, config)
-            output.write(HallucinationPairs, made.pairs, part=f"{index:08d}", counted=False)
-            output.reject_frame(made.rejects)
-            rows_in, rejected = rows_in + part.height, rejected + made.rejects.height
-            output.progress(rows_in, None, {})
-        output.commit(rows_in=rows_in, ok=rows_in - rejected)
-
-    stage = stage_of("pair", config, {"samples": [samples]})
-    return run(place, stage, compute, parent=parent)
-
-
-def _pairs(samples: pl.DataFrame, config: PairConfig) -> MadePairs:
-    how = config.pair
-    if config.scenes:
-        return make_pairs(samples, per_sample=how.per_sample, seed=config.seed, kinds=how.kinds)
-    return make_caption_pairs(
-        samples, per_sample=how.per_sample, seed=config.seed, kinds=how.kinds, balance=how.balance
-    )
 
 
 @task(cache_policy=NO_CACHE, task_run_name="mask")

@@ -1,0 +1,140 @@
+"""The verbs about data, on real parts: Prefect and MLflow servers, a store on disk, Hugging Face's datasets."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+from mlflow import MlflowClient
+
+from core.config import DataSettings, IngestSettings, PairSettings, RunConfig
+from core.errors import ConfigError, InputError
+from core.manifest import Ref, read_table
+from core.models.tokenizer import train_bpe_tokenizer
+from data_contracts import Corrections, HallucinationPairs, Rejects, Samples
+from flows.exporting import run_export
+from flows.session import workplace
+from flows.stages import run_ingest, run_pair
+from flows.token_shares import show_token_shares
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture
+def config(running_servers, monkeypatch, tmp_path, servers_home) -> RunConfig:
+    monkeypatch.setenv("REDRAFT_HOME", str(servers_home))
+    place = RunConfig().place.model_copy(
+        update={
+            "store": str(tmp_path / "store"),
+            "database": f"sqlite:///{tmp_path}/state.db",
+            "prefect_url": f"{running_servers.prefect_ui}/api",
+            "mlflow_url": running_servers.mlflow_uri,
+        }
+    )
+    return RunConfig(place=place)
+
+
+def with_data(config: RunConfig, file: Path, images: Path | str = "", **ingest) -> RunConfig:
+    data = DataSettings(source="auto", path=str(file), images=str(images))
+    return config.model_copy(update={"data": data, "ingest": IngestSettings(**ingest)})
+
+
+def printed(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def output(line: dict) -> Ref:
+    return Ref.model_validate(line["outputs"][0])
+
+
+def test_images_and_captions_go_in_become_pairs_and_come_out(config, tmp_path, capsys, running_servers):
+    images = copytree(DATA / "ingest" / "images", tmp_path / "images")
+    (images / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
+    animals = ("dogs", "cats", "cows", "sheep", "horses", "birds", "goats", "elephants", "zebras")
+    captions = [
+        (image.name, f"A man in a red shirt stands next to two {animal} on the left side of a table.")
+        for image, animal in zip(sorted(images.iterdir()), animals, strict=True)
+    ]
+    file = tmp_path / "metadata.jsonl"
+    file.write_text("".join(json.dumps({"file_name": name, "text": text}) + "\n" for name, text in captions))
+
+    known = with_data(config, file, images, train=0.5, dev=0.25)
+    assert run_ingest(known, json=True) == 0
+    line = printed(capsys)
+    samples, place = output(line), workplace(config.place)
+    assert line["counts"] == {"ok": len(captions) - 1, "rejected": {"broken_image": 1}, "failed": {}}
+    assert read_table(place.store, samples, Rejects)["row_id"].to_list() == ["metadata.jsonl:2"]
+    again = run_ingest(known, json=True)
+    assert (again, output(printed(capsys))) == (0, samples)
+    run = MlflowClient(running_servers.mlflow_uri).search_runs(["1"], f"tags.`redraft.run` = '{line['run']}'")[0]
+    assert run.info.status == "FINISHED"
+
+    pairing = PairSettings(per_sample=3)
+    assert run_pair(config.model_copy(update={"pair": pairing}), samples.digest[:12], json=True) == 0
+    pairs = output(printed(capsys))
+    table = read_table(place.store, pairs, HallucinationPairs)
+    assert set(table["sample_id"]) == set(read_table(place.store, samples, Samples)["sample_id"])
+    assert table["kind"].n_unique() >= 3
+
+    for name in ("vicrit", "hf"):
+        assert run_export(config, [pairs.uri], name, tmp_path / name, json=True) == 0
+    assert printed(capsys)["counts"]["ok"] == samples_of(tmp_path / "hf")
+    assert len(json.loads((tmp_path / "vicrit" / "vicrit.json").read_text())) == table.height
+    back = with_data(config, tmp_path / "vicrit" / "vicrit.json", tmp_path / "vicrit")
+    assert run_ingest(back, json=True) == 0
+    returned = read_table(place.store, output(printed(capsys)), HallucinationPairs)
+    columns = ("original_caption", "changed_caption", "start", "end", "solution_target")
+    assert returned.select(columns).sort(columns).equals(table.select(columns).sort(columns))
+
+    train_bpe_tokenizer(table["changed_caption"].to_list() * 9, 1000).save_pretrained(tmp_path / "tokenizer")
+    assert show_token_shares(config, pairs.uri, [tmp_path / "tokenizer"], json=True) == 0
+    shares = printed(capsys)["tokenizers"][str(tmp_path / "tokenizer")]
+    assert table.height == shares["pairs"] >= shares["re_diff"] >= shares["in_context"] >= shares["published"] > 0
+
+
+def samples_of(folder: Path) -> int:
+    """Rows of all splits, as `datasets` sees them, in a process of its own: it is offline from its first line on."""
+    code = (
+        "import datasets, sys; d = datasets.load_dataset(sys.argv[1]); [r['image'].size for s in d.values() for r in s]"
+    )
+    code += "; print(sum(s.num_rows for s in d.values()))"
+    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "hub"), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], env=env, capture_output=True, text=True, check=True
+    )
+    return int(done.stdout.splitlines()[-1])
+
+
+def test_published_corrections_go_in_and_come_out_the_same(config, tmp_path, capsys):
+    turns = [{"from": "human", "value": "<image>\nDescribe."}, {"from": "gpt", "value": "a white shirt shirt"}]
+    rows = [
+        {"image": "none/1.jpg", "conversations": turns, "revise": [{"org": "shirt shirt", "target": "blue shirt"}]},
+        {"image": "none/2.jpg", "conversations": turns, "revise": [{"org": "shirt", "target": "coat"}], "more": [1]},
+        {"img": "none/3.jpg", "ques": "What?", "ans": "A cat.", "pred": "A dog.", "revise": "right"},
+    ]
+    file = tmp_path / "rediff.json"
+    file.write_text(json.dumps(rows))
+    assert run_ingest(with_data(config, file, text_only=True), json=True) == 0
+    ref, place = output(printed(capsys)), workplace(config.place)
+    assert read_table(place.store, ref, Corrections).height == 3
+    assert read_table(place.store, ref, Samples)["reference"].to_list() == ["a white blue shirt", "A cat."]
+    assert run_export(config, [ref.uri], "rediff", tmp_path / "out.json", json=False) == 0
+    assert json.loads((tmp_path / "out.json").read_text()) == rows
+
+
+def test_what_cannot_be_done_is_said(config, tmp_path):
+    with pytest.raises(ConfigError, match="name the file"):
+        run_ingest(config, json=False)
+    with pytest.raises(InputError, match="outputs"):
+        run_pair(config, "datasets/none", json=False)
+    with pytest.raises(ConfigError, match="name the datasets"):
+        run_export(config, [], "llava", tmp_path / "x", json=False)
+
+
+def test_a_file_without_a_usable_row_fails_with_the_reasons(config, tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"conversations": []}\n{"conversations": 3}\n')
+    assert run_ingest(with_data(config, file), json=True) == 1
+    assert "'no_conversation': 2" in printed(capsys)["error"]
