@@ -28,6 +28,7 @@ lint: install
 bench: install  ## writes tests/results/benchmarks/*.json
 	$(BIN)/python -m tests.benchmarks.bench_drafting --out tests/results/benchmarks/drafting.json
 	$(BIN)/python -m tests.benchmarks.bench_pairs --out tests/results/benchmarks/pairs.json
+	$(BIN)/python -m tests.benchmarks.bench_ingest --out tests/results/benchmarks/ingest.json
 
 results: install  ## the experiments over three seeds: about half an hour a seed; a seed that is there is not repeated
 	$(BIN)/redraft experiment trials --seeds 0 --out tests/results/experiments
