@@ -118,7 +118,7 @@ def _train_rows(config: RunConfig, place: Workplace, ingested: Ref | None) -> in
 
 def _base(config: RunConfig, place: Workplace, blank: Ref, samples: Ref, parent: str) -> Ref:
     masking = MaskConfig(mask=config.mask, response_length=config.model.response_length, seed=config.seed)
-    rows = only(mask.submit(place, masking, blank, samples, parent=parent), "masking")
+    rows = only(mask.submit(place, masking, blank, [samples], parent=parent), "masking")
     start = _warmed_up(config, place, blank, samples, parent)
     tuning = FinetuneConfig(name="base", train=config.base, objective=config.objective, seed=config.seed)
     return only(finetune.submit(place, tuning, start, rows, threads=config.compute.threads, parent=parent), "base")

@@ -16,7 +16,7 @@ from core.manifest import Ref, read_manifest
 from core.settings import Settings
 from core.slices import shorten_slice, take_slice
 from flows.evaluation import evaluation
-from flows.foundation import Foundation, StageOne, foundation, stage_one
+from flows.foundation import Foundation, StageOne, foundation, samples_of, stage_one
 from flows.gathering import only
 from flows.lost_runs import end_as_failed, note_process
 from flows.remembered import Beginning, hold_start, remember
@@ -147,9 +147,15 @@ def _next_rounds(settings: RunConfig, here: Workplace, run: str, parent: str) ->
 def control_of(
     settings: RunConfig, here: Workplace, ground: Foundation, parent: str
 ) -> tuple[FinetuneConfig, Ref, Ref]:
-    """The mask-predict baseline: the same samples and at least as many steps as stage 1 and all rounds together."""
+    """The mask-predict baseline: all samples that ReDiff learns from, for at least as many steps as all its stages.
+
+    The samples of rounds that patience leaves out are among them too.
+    """
+    count = settings.rounds.samples
+    first = [ground.used + number * count for number in range(settings.rounds.n)]
+    later = [samples_of(settings, here, "train", start, count, 1, ground.ingested, parent) for start in first]
     masking = MaskConfig(mask=settings.mask, response_length=settings.model.response_length, seed=settings.seed + 1)
-    rows = only(mask.submit(here, masking, ground.blank, ground.samples, parent=parent), "masking")
+    rows = only(mask.submit(here, masking, ground.blank, [ground.samples, *later], parent=parent), "masking")
     tuning = FinetuneConfig(name="control", train=settings.baseline, objective=settings.objective, seed=settings.seed)
     return tuning, ground.base, rows
 

@@ -1,5 +1,7 @@
 """Clean captions into what the model sees: masked rows, revision rows."""
 
+from collections.abc import Sequence
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -34,7 +36,7 @@ class RevisionConfig(Settings):
 
 
 @task(cache_policy=NO_CACHE, task_run_name="mask")
-def mask(place: Workplace, config: MaskConfig, tokenizer: Ref, samples: Ref, *, parent: str) -> State:
+def mask(place: Workplace, config: MaskConfig, tokenizer: Ref, samples: Sequence[Ref], *, parent: str) -> State:
     """Samples -> masked training examples (eq. 2), in the tokens of the checkpoint `tokenizer`."""
 
     def compute(output: Output) -> None:
@@ -49,7 +51,7 @@ def mask(place: Workplace, config: MaskConfig, tokenizer: Ref, samples: Ref, *, 
             ),
         )
 
-    stage = stage_of("mask", config, {"tokenizer": [tokenizer], "samples": [samples]})
+    stage = stage_of("mask", config, {"tokenizer": [tokenizer], "samples": samples})
     return run(place, stage, compute, parent=parent)
 
 

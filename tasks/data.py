@@ -9,7 +9,8 @@ from prefect.client.schemas.objects import State
 
 from core.config import DataSettings
 from core.fingerprint import file_digest
-from core.ingest.formats import FORMATS, detect
+from core.ingest.ahead import read_rows
+from core.ingest.formats import detect
 from core.ingest.notebook import Notebook
 from core.ingest.samples import Ingestor
 from core.ingest.settings import IngestSettings
@@ -92,7 +93,7 @@ def ingest(place: Workplace, data: DataSettings, settings: IngestSettings, *, th
             notebook=Notebook(output.work / "notebook.db"),
             threads=threads,
         )
-        write_ingested(output, ingestor.batches(FORMATS[format_](path)))
+        write_ingested(output, ingestor.batches(read_rows(format_, path, threads=threads)))
 
     return run(place, stage_of("ingest", config), compute, parent=parent)
 

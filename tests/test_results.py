@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from core.protocol import protocol_digest
-from flows.experiments.catalogue import CATALOGUE
+from flows.experiments.catalogue import CATALOGUE, declaration_of
 from flows.experiments.tables import BEGIN, END, load, section
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +18,7 @@ SEEDS = sorted(RESULTS.glob("*/seed*.json"))
 def test_a_committed_seed_is_of_the_present_protocol_and_has_every_arm(path):
     result = json.loads(path.read_text())
     experiment = CATALOGUE[result["experiment"]]
-    assert result["protocol"] == protocol_digest(experiment.model_dump(mode="json", exclude={"sets"}))
+    assert result["protocol"] == protocol_digest(declaration_of(result["experiment"]))
     wanted = [(arm, setting) for arm, one in experiment.arms.items() for setting in one.settings]
     assert [(row["arm"], row["setting"]) for row in result["rows"]] == wanted
     for row in result["rows"]:

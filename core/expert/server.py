@@ -162,9 +162,8 @@ class _Expert:
             raise ApiError(500, "internal error")
         if body.stream:
             raise ApiError(400, "stream: not supported")
-        if body.model != self._settings.model:  # answering for another model would fill a ledger with wrong replies
-            raise ApiError(404, f"no model {body.model!r}; this server has {self._settings.model!r}")
-        content = await asyncio.get_running_loop().run_in_executor(self.threads, _content, body)
+        omits = _omitted_share(body.model, self._settings.model)
+        content = await asyncio.get_running_loop().run_in_executor(self.threads, _content, body, omits)
         if fault is None:
             self._count(body)
         return _completion(body, content, fault)
@@ -191,7 +190,22 @@ class _Expert:
         self._seen.add(digest)
 
 
-def _content(body: ChatRequest) -> str:
+def _omitted_share(asked: str, served: str) -> float:
+    """0 for the model that is served; .3 for "<served>-omits-0.3", which says nothing of so many of the mistakes.
+
+    Answering for any other model would fill a ledger with wrong replies.
+    """
+    name, _, share = asked.partition("-omits-")
+    try:
+        omits = float(share or 0)
+    except ValueError:
+        omits = -1.0
+    if name != served or not 0 <= omits <= 1:
+        raise ApiError(404, f"no model {asked!r}; this server has {served!r} and {served}-omits-SHARE")
+    return omits
+
+
+def _content(body: ChatRequest, omits: float) -> str:
     """The reply's text: the JSON of the schema if one was asked for, else `right` or a bare list."""
     task = _read_messages(body.messages)
     if isinstance(task, PairTask):
@@ -199,6 +213,7 @@ def _content(body: ChatRequest) -> str:
     segments = [
         {"org": org, "target": target}
         for org, target in revise_by_rule(task.question, task.ground_truth, task.prediction)
+        if rng("omitted", task.prediction, org).random() >= omits
     ]
     if (body.response_format or {}).get("type") in ("json_schema", "json_object"):
         return json.dumps({"segments": segments}, ensure_ascii=False)

@@ -14,7 +14,6 @@ Face's datasets write images. Where there are bytes, the path is no more than a 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def _rows(place: str, batch: pa.RecordBatch, index: int, columns: dict[str, str]
         return
     json: JsonObject = record | {"image": path if data is None else path or "image"}
     for row in checked(place, json, parse):
-        yield replace(row, image=path, image_bytes=data) if data is not None and isinstance(row, RawRow) else row
+        yield row._replace(image=path, image_bytes=data) if data is not None and isinstance(row, RawRow) else row
 
 
 def _value(batch: pa.RecordBatch, name: str, index: int) -> Any:

@@ -1,6 +1,7 @@
 """What a format's reader yields: rows as they were found in a file, and rows that it could make nothing of."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from core.errors import RowError
 
@@ -29,8 +30,7 @@ class RawCorrection:
     extra: str | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RawRow:
+class RawRow(NamedTuple):
     """One prompt and its answer as a format's reader found them: `place` in the file, image path inside the root."""
 
     place: str
@@ -44,8 +44,7 @@ class RawRow:
     correction: RawCorrection | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class BadRow:
+class BadRow(NamedTuple):
     """A row that the format's reader could not make sense of."""
 
     place: str

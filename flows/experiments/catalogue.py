@@ -4,13 +4,16 @@ Responses have 48 tokens, so that forwards are 48, 24, 12, 6 at 1, 2, 4, 8 token
 refining steps; "3 freeze" and "5 freeze" are mask-predict with as many forwards as those.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from core.settings import Settings
+from flows.experiments.claims import CLAIMS
+from tasks.versions import VERSIONS
 
 FROZEN = ("1 freeze", "2 freeze", "4 freeze", "8 freeze")
 REFINING = ("1 refine", "2 refine", "4 refine", "8 refine", "4+4 refine", "8+4 refine")
 EQUAL_FORWARDS = ("3 freeze", "5 freeze")
+ON_AND_OFF = (*REFINING, "8 freeze")
 
 
 class Arm(Settings):
@@ -81,14 +84,26 @@ CATALOGUE = {
     "RD-15": Experiment(
         title="Stage II from stage 1 on the same drafts: equation 5 as published, and what each change adds",
         arms={
-            "published": Arm(model="eq. 5", settings=REFINING),
-            "trajectory input": Arm(model="eq. 5, trajectory input", settings=REFINING),
-            "full loss": Arm(model="full loss", settings=REFINING),
-            "full loss, error-free drafts kept": Arm(model="full loss, error-free kept", settings=REFINING),
-            "all three": Arm(model="round 1", settings=REFINING),
+            "published": Arm(model="eq. 5", settings=ON_AND_OFF),
+            "trajectory input": Arm(model="eq. 5, trajectory input", settings=ON_AND_OFF),
+            "full loss": Arm(model="full loss", settings=ON_AND_OFF),
+            "full loss, error-free drafts kept": Arm(model="full loss, error-free kept", settings=ON_AND_OFF),
+            "all three": Arm(model="round 1", settings=ON_AND_OFF),
+            "all three, expert omits .3": Arm(model="round 1, omitting expert", settings=ON_AND_OFF),
         },
     ),
 }
+
+
+def declaration_of(name: str) -> dict[str, Any]:
+    """All that an experiment promises before it is measured: its arms, its claims, the versions of the stages."""
+    claims = [
+        {"text": claim.text, "kind": claim.kind, "bound": claim.bound, "at_most": claim.at_most}
+        for claim in CLAIMS
+        if claim.experiment == name
+    ]
+    versions = {stage: version for stage, version in VERSIONS.items() if stage not in ("ingest", "take")}
+    return {**CATALOGUE[name].model_dump(mode="json", exclude={"sets"}), "claims": claims, "versions": versions}
 
 
 def settings_by_model(experiments: list[str]) -> dict[tuple[str, str], tuple[str, ...]]:

@@ -21,7 +21,8 @@ from tasks.finetune import FinetuneConfig, finetune
 from tasks.workplace import Workplace
 
 Model = Ref | PrefectFuture[Ref]
-PUBLISHED = RefineSettings(input="published", draws=1)
+OMITTING = "reference-omits-0.3"
+"""The reference expert, silent about three of ten mistakes."""
 
 
 class Lab:
@@ -76,16 +77,23 @@ class Lab:
             case "round 1, more steps":
                 first = self.rounds[0]
                 return self._train("stage2 control", config.stage2, first.model, first.examples, offset=2)
+            case "round 1, omitting expert":
+                expert = config.expert.model_copy(update={"model": OMITTING})
+                asking = config.model_copy(update={"expert": expert})
+                drafts = self.rounds[0].drafts
+                revisions = revise_shards(asking, self.place, self.ground.blank, drafts, self.parent)
+                return self._variant(config.refine, config.objective.refine_scope, revisions)
         refine, scope = self._variants()[name]
-        return self._variant(refine, scope)
+        return self._variant(refine, scope, self.rounds[0].revisions)
 
     def _variants(self) -> dict[str, tuple[RefineSettings, RefineScope]]:
-        """Stage II as published, and with one thing changed at a time."""
+        """Stage II as published, and with one thing changed at a time; as many rows a draft in all of them."""
+        published = self.config.refine.model_copy(update={"input": "published"})
         return {
-            "eq. 5": (PUBLISHED, "mistakes"),
+            "eq. 5": (published, "mistakes"),
             "eq. 5, trajectory input": (self.config.refine, "mistakes"),
-            "full loss": (PUBLISHED, "full"),
-            "full loss, error-free kept": (PUBLISHED, "response"),
+            "full loss": (published, "full"),
+            "full loss, error-free kept": (published, "response"),
         }
 
     def _at_rate(self, lr: float) -> "Lab":
@@ -97,11 +105,10 @@ class Lab:
         other.rounds_made = 1
         return other
 
-    def _variant(self, refine: RefineSettings, scope: RefineScope) -> Model:
+    def _variant(self, refine: RefineSettings, scope: RefineScope, revisions: list[Ref]) -> Model:
         """Stage II from stage 1 on the drafts of round 1."""
         objective = self.config.objective.model_copy(update={"refine_scope": scope})
-        first = self.rounds[0]
-        rows = self._assembled(first.drafts, first.revisions, self.start.rows, refine, objective)
+        rows = self._assembled(self.rounds[0].drafts, revisions, self.start.rows, refine, objective)
         return self._train("stage2", self.config.stage2, self.start.model, rows, offset=1, objective=objective)
 
     def _stage_two_alone(self) -> Model:
@@ -112,7 +119,9 @@ class Lab:
         drafts = draft_shards(frozen, self.place, 1, self.ground.base, first.samples, self.parent)
         revisions = revise_shards(config, self.place, self.ground.blank, drafts, self.parent)
         masking = MaskConfig(mask=config.mask, response_length=config.model.response_length, seed=config.seed)
-        old = only(mask.submit(self.place, masking, self.ground.blank, self.ground.samples, parent=self.parent), "mask")
+        old = only(
+            mask.submit(self.place, masking, self.ground.blank, [self.ground.samples], parent=self.parent), "mask"
+        )
         rows = self._assembled(drafts, revisions, old, config.refine, config.objective)
         train = config.stage2.model_copy(update={"steps": config.stage1.steps + config.stage2.steps})
         return self._train("stage2", train, self.ground.base, rows, offset=1)

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from core.config import RunConfig
 from core.errors import ConfigError
 from flows.environment import applied, environment
-from flows.experiments.catalogue import CATALOGUE
+from flows.experiments.catalogue import CATALOGUE, declaration_of
 from flows.experiments.tables import write_tables
 from flows.report import flatten
 from flows.running import DONE, FAILED, reason_of, say
@@ -34,7 +34,7 @@ def run_experiments(
     with applied(environment(home())):  # before the libraries that read it are imported
         from core.protocol import protocol_digest
 
-        protocols = {name: protocol_digest(CATALOGUE[name].model_dump(mode="json", exclude={"sets"})) for name in names}
+        protocols = {name: protocol_digest(declaration_of(name)) for name in names}
     for seed in seeds:
         seeded = config.model_copy(update={"seed": seed})
         missing = [name for name in names if not _there(out, name, seeded, protocols[name])]

@@ -81,7 +81,7 @@ def write_images(folder: Path, rows: Path, count: int) -> None:
 def redraft(rows: Path, images: str, folder: Path) -> int:
     """Redraft's ingestion into a store; returns the accepted rows."""
     from core.claims import Claims, open_database
-    from core.ingest.formats import FORMATS
+    from core.ingest.ahead import read_rows
     from core.ingest.notebook import Notebook
     from core.ingest.samples import Ingestor
     from core.ingest.settings import IngestSettings
@@ -99,7 +99,7 @@ def redraft(rows: Path, images: str, folder: Path) -> int:
             settings=settings,
             notebook=Notebook(output.work / "notebook.db"),
         )
-        write_ingested(output, ingestor.batches(FORMATS["llava"](rows)))
+        write_ingested(output, ingestor.batches(read_rows("llava", rows, threads=2)))
 
     claims = Claims(open_database(f"sqlite:///{folder / 'state.db'}"))
     stage = Stage(name="ingest", version=1, config=settings)

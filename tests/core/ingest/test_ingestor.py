@@ -3,7 +3,6 @@
 import hashlib
 import threading
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -141,7 +140,7 @@ def test_corrections_are_kept_to_the_letter():
         extra='{"id": 7}',
     )
     row = RawRow(place="f:0", image=None, prompt="What?", reference="a red ring", correction=correction)
-    unknown = replace(row, reference="")
+    unknown = row._replace(reference="")
     found = ingest([row, row, unknown], text_only=True)
     assert found.samples["reference"].to_list() == ["a red ring"]
     assert found.corrections["sample_id"].to_list() == [found.samples["sample_id"][0], None]
