@@ -6,6 +6,8 @@ refining steps; "3 freeze" and "5 freeze" are mask-predict with as many forwards
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from core.settings import Settings
 from flows.experiments.claims import CLAIMS
 from tasks.versions import VERSIONS
@@ -31,6 +33,8 @@ class Experiment(Settings):
     split: Literal["test", "dev"] = "test"
     sets: tuple[str, ...] = ()
     """Keys of the configuration that the arms set themselves: what they are in the configuration does not matter."""
+    contrasts: dict[str, tuple[str, str]] = Field(default_factory=dict)
+    """What is told of pairs of arms: the first one's score above the second one's."""
 
 
 RATES = ("5e-4", "1e-3", "2e-3", "4e-3")
@@ -91,6 +95,14 @@ CATALOGUE = {
             "all three": Arm(model="round 1", settings=ON_AND_OFF),
             "all three, expert omits .3": Arm(model="round 1, omitting expert", settings=ON_AND_OFF),
         },
+        contrasts={
+            "partial states as input, loss on mistakes": ("trajectory input", "published"),
+            "loss over the whole response": ("full loss", "published"),
+            "error-free drafts kept, too": ("full loss, error-free drafts kept", "full loss"),
+            "partial states as input, on top of both": ("all three", "full loss, error-free drafts kept"),
+            "an expert that omits nothing": ("all three", "all three, expert omits .3"),
+            "all of it": ("all three", "published"),
+        },
     ),
 }
 
@@ -103,7 +115,11 @@ def declaration_of(name: str) -> dict[str, Any]:
         if claim.experiment == name
     ]
     versions = {stage: version for stage, version in VERSIONS.items() if stage not in ("ingest", "take")}
-    return {**CATALOGUE[name].model_dump(mode="json", exclude={"sets"}), "claims": claims, "versions": versions}
+    return {
+        **CATALOGUE[name].model_dump(mode="json", exclude={"sets", "contrasts"}),
+        "claims": claims,
+        "versions": versions,
+    }
 
 
 def settings_by_model(experiments: list[str]) -> dict[tuple[str, str], tuple[str, ...]]:

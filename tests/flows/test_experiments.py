@@ -74,10 +74,24 @@ def test_a_must_is_decided_on_the_means_and_an_aim_by_its_interval(tmp_path):
     holds = judged["4 tokens a step: ReDiff above mask-predict"]
     assert holds.value == pytest.approx(50.0)
     assert holds.verdict == "holds"
-    assert holds.p is not None
-    assert holds.p < 0.01
+    assert holds.seeds == pytest.approx([50.0, 50.0], abs=1e-3)
+    assert holds.p is None, "its p would be of another question"
     assert judged["retention of mask-predict"].verdict == "**fails**", "40 over 40 is no loss at all"
-    assert judged["ReDiff with 10 forwards above mask-predict with 48"].verdict == "holds"
+    aim = judged["ReDiff with 10 forwards above mask-predict with 48"]
+    assert aim.verdict == "holds"
+    assert aim.p is not None
+    assert aim.p < 0.01
+
+
+def test_an_aim_needs_every_seed(tmp_path):
+    for seed, score in ((1, 99.0), (2, 99.0), (3, 79.0)):
+        rows = [one | {"scores": [score] * SCENES} if one["setting"] == "8+4 refine" else one for one in rd2(seed)]
+        rows = [one | {"scores": [80.0] * SCENES} if one["setting"] == "1 freeze" else one for one in rows]
+        write_seed(tmp_path, "RD-2", seed, rows)
+    found = load(tmp_path, "RD-2")
+    (aim,) = [found.judge(claim) for claim in CLAIMS if claim.text.startswith("ReDiff with 10 forwards above")]
+    assert aim.seeds == pytest.approx([19.0, 19.0, -1.0])
+    assert aim.verdict == "on the mean alone"
 
 
 def test_a_score_of_nothing_is_a_failed_claim_and_no_crash(tmp_path):
@@ -162,3 +176,16 @@ def test_base_is_never_asked_to_refine_and_every_claim_has_its_arms():
         arms = CATALOGUE[claim.experiment].arms
         assert asked
         assert all(setting in arms[arm].settings for arm, setting in asked), claim.text
+
+
+def test_contrasts_are_differences_of_two_arms_with_their_intervals(tmp_path):
+    for seed in (1, 2, 3):
+        rows = [
+            {**rd2(seed)[0], "arm": arm, "setting": "8 refine", "policy": "refine", "tokens_per_step": 8, "nfe": 6.0,
+             "scores": [50.0 + gain + seed] * SCENES}
+            for arm, gain in (("published", 0.0), ("all three", 7.5))
+        ]  # fmt: skip
+        write_seed(tmp_path, "RD-15", seed, rows)
+    text = report([load(tmp_path, "RD-15")])
+    assert "| all of it | +7.5 [+7.5, +7.5] |" in text
+    assert "| loss over the whole response |  |" in text, "an arm that is missing leaves its cell empty"
