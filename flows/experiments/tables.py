@@ -138,9 +138,9 @@ def report(measured: list[Measured]) -> str:
         "# Experiments\n",
         "Written by `redraft experiment`; the numbers are in the seeds' JSON beside this file. Cells: mean `score` "
         "over seeds [the middle 95 % of a bootstrap over seeds and scenes: with three seeds that is too narrow, and "
-        "holds the truth in fewer than nine of ten cases]. Columns: tokens a step, +4: with four extra refining steps; in "
-        "brackets: forwards of the model. Training steps do not count the warm-up of the vision part, the same in all "
-        "arms.\n",
+        "holds the truth in fewer than nine of ten cases]. Columns: tokens a step, +4: with four extra refining steps; "
+        "in brackets: forwards of the model. Training steps do not count the warm-up of the vision part, the same in "
+        "all arms.\n",
     ]
     for one in measured:
         seeds = ", ".join(map(str, one.seeds))
