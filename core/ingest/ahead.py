@@ -12,7 +12,7 @@ from core.ingest.reading import Row
 
 _BATCH = 1000
 """Rows that travel together."""
-_LARGE = 16 * 2**20
+_LARGE = 256 * 2**20
 """Bytes from which on a second process is worth its start."""
 
 
