@@ -1,5 +1,6 @@
 """Samples into the store: from the scene world, or from a user's file; and slices of them."""
 
+from contextlib import closing
 from pathlib import Path
 
 import polars as pl
@@ -8,9 +9,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from core.config import DataSettings
-from core.fingerprint import file_digest
+from core.fingerprint import file_digest, images_digest
 from core.ingest.ahead import read_rows
-from core.ingest.formats import detect
+from core.ingest.formats import format_of
 from core.ingest.notebook import Notebook
 from core.ingest.samples import Ingestor
 from core.ingest.settings import IngestSettings
@@ -76,24 +77,24 @@ class IngestConfig(Settings):
 def ingest(place: Workplace, data: DataSettings, settings: IngestSettings, *, threads: int, parent: str) -> State:
     """Read a file of a public format, check and store its images -> samples (and its pairs, or its corrections)."""
     path = Path(data.path)
-    format_ = detect(path) if data.source == "auto" else data.source
-    images = image_source(data.images, endpoint_url=place.s3_endpoint)
+    format_ = format_of(data.source, path)
     config = IngestConfig(
         format=format_,
         file_sha256=file_digest(path),
-        images_sha256=images.digest() if images else "",
+        images_sha256=images_digest(data.images, place.s3_endpoint or ""),
         settings=settings,
     )
 
     def compute(output: Output) -> None:
-        ingestor = Ingestor(
-            images=images,
-            put_image=lambda data: put_image(place.store, data),
-            settings=settings,
-            notebook=Notebook(output.work / "notebook.db"),
-            threads=threads,
-        )
-        write_ingested(output, ingestor.batches(read_rows(format_, path, threads=threads)))
+        with closing(Notebook(output.work / "notebook.db")) as notebook:
+            ingestor = Ingestor(
+                images=image_source(data.images, endpoint_url=place.s3_endpoint),
+                put_image=lambda data: put_image(place.store, data),
+                settings=settings,
+                notebook=notebook,
+                threads=threads,
+            )
+            write_ingested(output, ingestor.batches(read_rows(format_, path, threads=threads)))
 
     return run(place, stage_of("ingest", config), compute, parent=parent)
 

@@ -59,13 +59,13 @@ _KEYS: dict[str, tuple[frozenset[str], ...]] = {
 _COCO = {"info", "licenses", "type", "categories", "images", "annotations"}
 
 
-def reader_of(name: str, path: Path) -> Reader:
-    """The reader of the format `name`, or for "auto" of the one that `path` is in. Raises InputError."""
+def format_of(name: str, path: Path) -> str:
+    """The format `name`, or for "auto" the one that `path` is in. Raises InputError: there is no such format."""
     if name == "auto":
-        name = detect(path)
+        return detect(path)
     if name not in FORMATS:
         raise InputError(f"unknown format {name!r}; there are auto, {', '.join(FORMATS)}")
-    return FORMATS[name]
+    return name
 
 
 def detect(path: Path) -> str:

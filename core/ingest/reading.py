@@ -46,11 +46,16 @@ def valid_text(value: Json, name: str) -> str:
     """`value`, if it is text that can be written. Raises RowError: text_not_a_string or invalid_unicode."""
     if not isinstance(value, str):
         raise RowError("text_not_a_string", f"`{name}` holds {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise RowError("invalid_unicode", f"`{name}`, character {error.start}: {error.reason}") from error
+    check_unicode(value, f"`{name}`")
     return value
+
+
+def check_unicode(text: str, what: str) -> None:
+    """Raises RowError invalid_unicode if `text` holds a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError("invalid_unicode", f"{what}, character {error.start}: {error.reason}") from error
 
 
 def image_at(record: JsonObject, *keys: str) -> str | None:

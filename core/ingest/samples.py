@@ -15,6 +15,7 @@ import polars as pl
 from core.errors import RowError
 from core.ingest.images import check, inside
 from core.ingest.notebook import ImageFate, Notebook
+from core.ingest.reading import check_unicode
 from core.ingest.rows import BadRow, RawCorrection, RawPair, RawRow
 from core.ingest.settings import IngestSettings
 from core.ingest.sources import ImageSource
@@ -148,7 +149,7 @@ class Ingestor:
             if row.pair is not None:
                 self._text(row.pair.changed, "changed caption")
             if row.correction is not None:
-                _check_unicode(row.correction)
+                _check_correction(row.correction)
         except RowError as error:
             return error
         if not prompt:
@@ -160,7 +161,7 @@ class Ingestor:
         return _Row(row, prompt, reference)
 
     def _text(self, text: str, what: str) -> str:
-        _check_encodes(text, what)
+        check_unicode(text, what)
         if len(text) > self._settings.max_chars:
             raise RowError(f"{what.split()[-1]}_too_long", f"{len(text)} characters, limit {self._settings.max_chars}")
         if any(char in text for char in self._openings):  # few texts have one, and there are many tokens
@@ -272,17 +273,10 @@ def _correction_row(row: _Row, correction: RawCorrection) -> dict[str, Any]:
     }
 
 
-def _check_unicode(correction: RawCorrection) -> None:
+def _check_correction(correction: RawCorrection) -> None:
     texts = [correction.question, correction.answer, correction.draft, correction.extra]
     for text in [*texts, *(part for segment in correction.segments for part in segment)]:
-        _check_encodes(text or "", "correction")
-
-
-def _check_encodes(text: str, what: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RowError("invalid_unicode", f"{what}, character {error.start}: {error.reason}") from error
+        check_unicode(text or "", "correction")
 
 
 def _digest(*parts: str) -> bytes:

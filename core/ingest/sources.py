@@ -73,7 +73,11 @@ class BucketImages:
     def read(self, relative: str, *, max_bytes: int = MAX_BYTES) -> bytes:
         """The bytes of an object below the prefix."""
         key = posixpath.normpath(f"{self._prefix}/{inside(relative)}").lstrip("/")
-        if "\0" in key or len(key.encode("utf-8", "surrogatepass")) > _LONGEST_KEY or not _encodes(key):
+        try:
+            possible = "\0" not in key and len(key.encode()) <= _LONGEST_KEY
+        except UnicodeEncodeError:
+            possible = False
+        if not possible:
             raise RowError("missing_image", f"{relative!r} can be no key")
         try:
             found = self._client.get_object(Bucket=self._bucket, Key=key)
@@ -114,14 +118,6 @@ def image_source(place: str, *, endpoint_url: str | None = None) -> ImageSource 
     if "://" in place:
         raise InputError(f"images cannot be read from {place!r}: give a folder or s3://bucket/prefix")
     return FolderImages(Path(place)) if place else None
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def lines_digest(lines: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import InputError
-from core.ingest.formats import FORMATS, detect, reader_of
+from core.ingest.formats import FORMATS, detect, format_of
 from core.ingest.rows import BadRow, RawRow
 
 PHOTO = "data:image/png;base64,iVBORw0KGgo="
@@ -167,7 +167,7 @@ def test_an_image_folder_has_a_row_for_each_caption(tmp_path):
 def test_a_format_is_told_by_its_keys(tmp_path, records, expected, name):
     path = write(tmp_path, records, name)
     assert detect(path) == expected
-    assert reader_of("auto", path) is FORMATS[expected]
+    assert FORMATS[format_of("auto", path)] is FORMATS[expected]
     text = path.read_text()
     for encoding in ("utf-8-sig", "utf-16"):
         path.write_text(text, encoding=encoding)
@@ -199,7 +199,7 @@ def test_a_missing_file_or_format_is_a_clear_error(tmp_path):
     with pytest.raises(InputError, match="cannot read"):
         detect(tmp_path / "none.json")
     with pytest.raises(InputError, match="unknown format 'csv'; there are auto, llava"):
-        reader_of("csv", tmp_path / "none.json")
+        format_of("csv", tmp_path / "none.json")
 
 
 JSON = st.recursive(
