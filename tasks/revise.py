@@ -78,7 +78,8 @@ def client_of(place: Workplace, expert: ExpertSettings) -> ExpertClient:
     key = os.environ.get(expert.api_key_env) if expert.api_key_env else None
     if expert.api_key_env and not key:
         raise ConfigError(f"expert.api_key_env names {expert.api_key_env}, which is not set in the environment")
-    return ExpertClient(known, ledger=Ledger(place.engine), api_key=SecretStr(key) if key else None)
+    secret = SecretStr(key) if key else None
+    return ExpertClient(known, ledger=Ledger(place.engine), api_key=secret, run=place.run, began=place.began)
 
 
 def _account(output: Output, revisions: pl.DataFrame) -> int:

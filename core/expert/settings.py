@@ -1,10 +1,11 @@
 """Settings of the expert. Free of heavy imports: the command line reads this."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from core.addresses import plain_address, variable_name
+from core.errors import ConfigError
 from core.settings import Settings
 
 
@@ -50,7 +51,23 @@ class ExpertSettings(Settings):
     """US dollars a million prompt tokens; left out: unknown, so is the cost."""
     price_out: float | None = Field(default=None, ge=0)
     """US dollars a million completion tokens."""
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    """US dollars that a run may spend on the expert, by the prices above. No request is sent that could pass it."""
+    max_tokens_total: int | None = Field(default=None, ge=1)
+    """Prompt and completion tokens that a run may use."""
+    max_requests: int | None = Field(default=None, ge=1)
+    """Requests that a run may send; one that is tried again counts once."""
+    deadline_s: float | None = Field(default=None, gt=0)
+    """Seconds from the beginning of a run, or of its re-run, after which no request is sent."""
     align: AlignmentSettings = AlignmentSettings()
+
+    @model_validator(mode="after")
+    def _knows_what_it_limits(self) -> Self:
+        if self.max_cost_usd is not None and (self.price_in is None or self.price_out is None):
+            raise ConfigError(
+                "expert.max_cost_usd needs expert.price_in and expert.price_out: a cost without prices is none"
+            )
+        return self
 
     @field_validator("base_url")
     @classmethod
