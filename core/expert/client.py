@@ -18,11 +18,12 @@ from core.errors import ExpertUnavailable, RowError
 from core.expert.account import Account
 from core.expert.estimate import Use, most_of
 from core.expert.ledger import Ledger, LedgerSession, Reply
+from core.expert.limiter import Limiter, process_limiter
 from core.expert.limits import Limits
 from core.expert.outcome import failure, judged, use_of
 from core.expert.request import ExpertRequest
 from core.expert.settings import ExpertSettings
-from core.expert.transport import RequestFault, Transport
+from core.expert.transport import RequestFault, Transport, Withdrawn
 
 LoadBytes = Callable[[str], bytes]
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class ExpertClient:
         run: whose account the limits on cost, tokens and requests look at; clients of one run share it, in other
             processes too. Without one the client has an account of its own.
         began: Unix seconds from which expert.deadline_s counts; without it, now.
+        limiter: how fast to ask; without one, the limiter that all clients of this process and account share.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class ExpertClient:
         api_key: SecretStr | None = None,
         run: str = "",
         began: float | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
         self.settings = settings
         self._ledger = ledger
         self._api_key = api_key
         self._run = run or uuid.uuid4().hex
+        self._limiter = limiter or process_limiter(settings)
         self._began = time.time() if began is None else began
 
     def ask(
@@ -98,7 +102,7 @@ class ExpertClient:
         # one thread: SQLite has one writer, and waiting for it must not stop the event loop
         with ThreadPoolExecutor(1, thread_name_prefix="ledger") as thread:
             try:
-                async with Transport(self.settings, self._api_key) as transport:
+                async with Transport(self.settings, self._api_key, self._limiter) as transport:
                     limits = Limits(account, self.settings, began=self._began, thread=thread)
                     run = _Run(self.settings, session, limits, transport, thread, load_image, on_progress)
                     return await run.all(requests, self._ledger)
@@ -196,7 +200,10 @@ class _Run:
         if not await self._limits.admit(most, stopped=self._is_stopped):
             return  # unsent: the session gives its claim back
         try:
-            completion = await self._transport.complete(body, stopped=self._is_stopped)
+            completion = await self._transport.complete(body, tokens=most.tokens, stopped=self._is_stopped)
+        except Withdrawn:
+            await self._limits.settle(most, Use())
+            return
         except RequestFault as error:
             reply = failure(self._settings, request, str(error), error.attempts)
             self._count_fault(error)

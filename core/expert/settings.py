@@ -37,6 +37,10 @@ class ExpertSettings(Settings):
     """What the endpoint calls that limit; older servers know `max_tokens` alone."""
     concurrency: int = Field(default=32, ge=1)
     """Requests in flight."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """Requests that are sent a minute, evenly spread, by all of a process together; tries count. Left out: no limit."""
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    """Tokens a minute: those of the prompt with its image, and max_tokens, as endpoints count before they answer."""
     timeout_s: float = Field(default=120.0, gt=0)
     """Seconds until a request without an answer is tried again."""
     max_attempts: int = Field(default=6, ge=1)

@@ -20,9 +20,11 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
 from core.errors import ConfigError, ExpertUnavailable, RowError
+from core.expert.limiter import Limiter
 from core.expert.settings import ExpertSettings
 
 CONNECT_ATTEMPTS = 3
+_POLL_S = 0.25
 _RETRYABLE = (408, 409, 429)
 _NO_KEY = "none"  # the SDK insists on a key; local servers ignore it
 
@@ -38,6 +40,10 @@ class RequestFault(RowError):
 
 class EndpointFault(RequestFault):
     """One that nothing is wrong with: the endpoint is ill."""
+
+
+class Withdrawn(Exception):
+    """The request was not sent: the run was given up while it waited for its turn."""
 
 
 class _Message(BaseModel):
@@ -78,20 +84,25 @@ class Completion:
 class Transport:
     """An open connection pool to one endpoint; an async context manager. The key is never part of a message."""
 
-    def __init__(self, settings: ExpertSettings, api_key: SecretStr | None) -> None:
+    def __init__(self, settings: ExpertSettings, api_key: SecretStr | None, limiter: Limiter) -> None:
         self.address, host = _address(settings.base_url)
         key = api_key.get_secret_value().strip() if api_key else ""
         if not (key.isascii() and key.isprintable()):
             raise ConfigError("the expert's API key holds characters that no HTTP header may hold")
         self._settings = settings
         self._key = key
+        self._limiter = limiter
+
+        async def hear(response: Any) -> None:
+            limiter.hear(response.headers)
+
         self._client = openai.AsyncOpenAI(
             api_key=key or _NO_KEY,
             base_url=settings.base_url,
             max_retries=0,
             timeout=settings.timeout_s,
             # a proxy for the world is no proxy for this machine
-            http_client=openai.DefaultAioHttpClient(trust_env=not _is_loopback(host)),
+            http_client=openai.DefaultAioHttpClient(trust_env=not _is_loopback(host), event_hooks={"response": [hear]}),
         )
 
     async def __aenter__(self) -> Self:
@@ -100,15 +111,16 @@ class Transport:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def complete(self, body: dict[str, Any], *, stopped: Callable[[], bool]) -> Completion:
-        """Send one request; `stopped` ends the tries early.
+    async def complete(self, body: dict[str, Any], *, tokens: int, stopped: Callable[[], bool]) -> Completion:
+        """Send one request, which may take so many tokens, as fast as the limiter allows; `stopped` ends it early.
 
         Raises:
+            Withdrawn: `stopped` came before the first try.
             RequestFault: this request cannot be answered.
             EndpointFault: tried often enough; the next request may fare better.
             ExpertUnavailable: no request can be answered.
         """
-        attempts, started = 0, time.monotonic()
+        attempts, started, last = 0, time.monotonic(), None
         retrying = AsyncRetrying(
             stop=lambda state: stopped() or self._is_enough(state),
             retry=retry_if_exception(_is_retryable),
@@ -118,12 +130,28 @@ class Transport:
         try:
             async for attempt in retrying:
                 with attempt:
+                    if not await self._admitted(tokens, stopped):
+                        raise last or Withdrawn
                     attempts += 1
                     started = time.monotonic()
-                    text = await self._post(body)
+                    try:
+                        text = await self._post(body)
+                    except (openai.OpenAIError, TimeoutError) as error:
+                        last = error
+                        raise
         except (openai.OpenAIError, TimeoutError) as error:
             raise self._explain(error, attempts) from None  # its chain holds the request's headers
         return _completion(text, redact=self._redact, latency_s=time.monotonic() - started, attempts=attempts)
+
+    async def _admitted(self, tokens: int, stopped: Callable[[], bool]) -> bool:
+        """Wait for our place, and for as long as the endpoint wants all to wait; False if `stopped` came first."""
+        wait = self._limiter.book(tokens)
+        while (wait := wait or self._limiter.pause()) > 0:
+            if stopped():
+                return False
+            await asyncio.sleep(min(wait, _POLL_S))
+            wait = max(0.0, wait - _POLL_S)
+        return True
 
     async def _post(self, body: dict[str, Any]) -> str:
         async with asyncio.timeout(self._settings.timeout_s):  # the whole exchange; the client's own is for each read
