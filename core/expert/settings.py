@@ -8,6 +8,8 @@ from core.addresses import plain_address, variable_name
 from core.errors import ConfigError
 from core.settings import Settings
 
+Refusable = Literal["json_schema", "json_object", "max_tokens", "max_completion_tokens", "temperature"]
+
 
 class AlignmentSettings(Settings):
     """Limits of the re-diff tier."""
@@ -27,14 +29,15 @@ class ExpertSettings(Settings):
     """Name of the environment variable that holds the API key; empty: no key."""
     prompt: str = "revise-v1"
     """Version of the instructions: a file of core/expert/prompts."""
-    structured: Literal["json_schema", "none"] = "json_schema"
-    """json_schema: the endpoint is told the schema of the reply; none: the instructions alone describe it."""
+    structured: Literal["auto", "json_schema", "json_object", "none"] = "json_schema"
+    """json_schema: the endpoint is told the schema of the reply; json_object: only that it is to be JSON; none: the
+    instructions alone describe it; auto: the first of these three that the endpoint takes."""
     temperature: float | None = Field(default=None, ge=0)
-    """Left out: not sent (some reasoning models refuse it)."""
+    """Left out: not sent. Nor is it sent to a model that refuses it, as some reasoning models do."""
     max_tokens: int = Field(default=2048, ge=1)
     """Longest reply; one that is cut off counts as failed."""
     max_tokens_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
-    """What the endpoint calls that limit; older servers know `max_tokens` alone."""
+    """What the endpoint calls that limit. If it refuses the one by name, it gets the other."""
     concurrency: int = Field(default=32, ge=1)
     """Requests in flight."""
     requests_per_minute: float | None = Field(default=None, gt=0)
@@ -102,5 +105,9 @@ class ReferenceSettings(Settings):
     """Answers with half a reply and finish_reason "length"."""
     retry_after_s: float = Field(default=0.0, ge=0)
     """The Retry-After of a 429."""
+    refuses: tuple[
+        Literal["json_schema", "json_object", "max_tokens", "max_completion_tokens", "temperature"], ...
+    ] = ()
+    """Parameters, and types of response_format, that it answers with a 400."""
     seed: int = Field(default=0, ge=0)
     """Which of the requests, counted as they arrive, meet which fault."""
