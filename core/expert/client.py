@@ -21,6 +21,7 @@ from core.expert.ledger import Ledger, LedgerSession, Reply
 from core.expert.limiter import Limiter, process_limiter
 from core.expert.limits import Limits
 from core.expert.outcome import failure, judged, use_of
+from core.expert.pictures import fit_image
 from core.expert.request import ExpertRequest
 from core.expert.settings import ExpertSettings
 from core.expert.transport import RequestFault, Transport, Withdrawn
@@ -234,8 +235,9 @@ class _Run:
     async def _image(self, request: ExpertRequest) -> bytes | None:
         if request.image_sha is None:
             return None
+        sha = request.image_sha
         try:
-            return await asyncio.to_thread(self._load_image, request.image_sha)
+            return await asyncio.to_thread(lambda: fit_image(self._load_image(sha), self._settings))
         except (KeyError, OSError) as error:
             raise RowError("image_missing", f"{request.image_sha}: {type(error).__name__}") from error
 

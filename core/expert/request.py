@@ -118,6 +118,9 @@ def make_request(
     }
     if settings.structured == "auto":  # the endpoint decides what becomes of the schema
         identity["structured"] = "auto"
+    limits = {"max_side": settings.image_max_side, "max_bytes": settings.image_max_bytes}
+    if image_sha and any(limits.values()):  # the expert may see another picture than the one that the sha names
+        identity["image"] = limits
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return ExpertRequest(
         key=hashlib.sha256(canonical.encode()).hexdigest(),

@@ -38,6 +38,10 @@ class ExpertSettings(Settings):
     """Longest reply; one that is cut off counts as failed."""
     max_tokens_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
     """What the endpoint calls that limit. If it refuses the one by name, it gets the other."""
+    image_max_side: int | None = Field(default=None, ge=32)
+    """Pixels of an image's longer side; a larger one is scaled down before it is sent. Left out: any size."""
+    image_max_bytes: int | None = Field(default=None, ge=1024)
+    """Bytes of an encoded image; a larger one is encoded again before it is sent. Left out: any size."""
     concurrency: int = Field(default=32, ge=1)
     """Requests in flight."""
     requests_per_minute: float | None = Field(default=None, gt=0)
