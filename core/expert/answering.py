@@ -12,12 +12,12 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 from pydantic import BaseModel
 
+from core.expert.noise import Noise, noise_of
 from core.expert.pair_request import PairTask, read_pair_task
 from core.expert.pair_rules import invent_by_rule
 from core.expert.request import Task, read_task
 from core.expert.rules import revise_by_rule
 from core.expert.settings import ReferenceSettings
-from core.seeds import rng
 
 _MAX_PIXELS = 64_000_000
 
@@ -62,31 +62,22 @@ def refuse(body: ChatRequest, settings: ReferenceSettings) -> None:
             raise ApiError(400, f"Unsupported parameter: '{name}' is not supported with this model.", param=name)
 
 
-def omitted_share(asked: str, served: str) -> float:
-    """0 for the model that is served; .3 for "<served>-omits-0.3", which says nothing of so many of the mistakes.
-
-    Answering for any other model would fill a ledger with wrong replies.
-    """
-    name, _, share = asked.partition("-omits-")
-    try:
-        omits = float(share or 0)
-    except ValueError:
-        omits = -1.0
-    if name != served or not 0 <= omits <= 1:
-        raise ApiError(404, f"no model {asked!r}; this server has {served!r} and {served}-omits-SHARE")
-    return omits
+def asked_noise(asked: str, settings: ReferenceSettings) -> Noise:
+    """How the model that is asked for differs from a flawless expert. Raises ApiError if it is not served."""
+    noise = noise_of(asked, settings)
+    if noise is None:
+        known = f"{settings.model} and {settings.model}-omits-SHARE, with -errs-, -rewrites- and -resizes- alike"
+        raise ApiError(404, f"no model {asked!r}; this server has {known}")
+    return noise
 
 
-def content_of(body: ChatRequest, omits: float) -> str:
+def content_of(body: ChatRequest, noise: Noise) -> str:
     """The reply's text: the JSON of the schema if one was asked for, else `right` or a bare list."""
     task = _read_messages(body.messages)
     if isinstance(task, PairTask):
         return invent_by_rule(task).model_dump_json()
-    segments = [
-        {"org": org, "target": target}
-        for org, target in revise_by_rule(task.question, task.ground_truth, task.prediction)
-        if rng("omitted", task.prediction, org).random() >= omits
-    ]
+    found = noise.apply(task, revise_by_rule(task.question, task.ground_truth, task.prediction))
+    segments = [{"org": org, "target": target} for org, target in found]
     if (body.response_format or {}).get("type") in ("json_schema", "json_object"):
         return json.dumps({"segments": segments}, ensure_ascii=False)
     return json.dumps(segments, ensure_ascii=False) if segments else "right"

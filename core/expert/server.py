@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
-from core.expert.answering import ApiError, ChatRequest, completion, content_of, omitted_share, refuse
+from core.expert.answering import ApiError, ChatRequest, asked_noise, completion, content_of, refuse
 from core.expert.settings import ReferenceSettings
 from core.seeds import rng
 
@@ -127,8 +127,8 @@ class _Expert:
         if body.stream:
             raise ApiError(400, "stream: not supported")
         refuse(body, self._settings)
-        omits = omitted_share(body.model, self._settings.model)
-        content = await asyncio.get_running_loop().run_in_executor(self.threads, content_of, body, omits)
+        noise = asked_noise(body.model, self._settings)
+        content = await asyncio.get_running_loop().run_in_executor(self.threads, content_of, body, noise)
         if fault is None:
             self._count(body)
         return completion(body, content, fault)

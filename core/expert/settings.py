@@ -113,5 +113,20 @@ class ReferenceSettings(Settings):
         Literal["json_schema", "json_object", "max_tokens", "max_completion_tokens", "temperature"], ...
     ] = ()
     """Parameters, and types of response_format, that it answers with a 400."""
+    recall: float = Field(default=1.0, ge=0, le=1)
+    """Share of the mistakes that it names."""
+    precision: float = Field(default=1.0, gt=0, le=1)
+    """Share of its corrections that are ones; the others make a true word wrong."""
+    style_rewrites: float = Field(default=0.0, ge=0, le=1)
+    """Share of the true words with a synonym that it replaces by one."""
+    unequal_length: float = Field(default=0.0, ge=0, le=1)
+    """Share of its segments whose target gets a word more."""
     seed: int = Field(default=0, ge=0)
     """Which of the requests, counted as they arrive, meet which fault."""
+
+    @model_validator(mode="after")
+    def _noise_has_a_name(self) -> Self:
+        flawless = (self.recall, self.precision, self.style_rewrites, self.unequal_length) == (1, 1, 0, 0)
+        if self.model == "reference" and not flawless:
+            raise ConfigError("give a noisy expert a `model` of its own: a ledger must not take it for the reference")
+        return self
