@@ -8,7 +8,7 @@ CONFIG ?= scenes
 export UV_FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 TORCH := $(if $(UV_FIND_LINKS),,--torch-backend auto)
 
-.PHONY: run test test-slow lint bench results ui clean install
+.PHONY: run test test-slow lint bench results trials ui clean install
 
 run: install  ## the whole loop on the scene world: about a quarter of an hour on two cores
 	$(BIN)/redraft run --config $(CONFIG)
@@ -31,8 +31,10 @@ bench: install  ## writes tests/results/benchmarks/*.json
 	$(BIN)/python -m tests.benchmarks.bench_ingest --out tests/results/benchmarks/ingest.json
 
 results: install  ## the experiments over three seeds: 40 minutes of processor time a seed, and 20 for RD-15; a seed that is there is not repeated
-	$(BIN)/redraft experiment trials --seeds 0 --out tests/results/experiments
 	$(BIN)/redraft experiment RD-2 RD-3 RD-5 RD-7 RD-15 --out tests/results/experiments --readme README.md
+
+trials: install  ## the learning rates that were tried on the dev scenes of seed 0: an hour
+	$(BIN)/redraft experiment trials --seeds 0 --out tests/results/experiments
 
 ui: install
 	$(BIN)/redraft ui

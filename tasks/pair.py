@@ -11,6 +11,7 @@ from core.config import PairSettings
 from core.corruption.caption_pairs import make_caption_pairs
 from core.corruption.hallucination import MadePairs, make_pairs
 from core.corruption.invented_pairs import InventedPairs, invent_pairs
+from core.corruption.shared_images import elsewhere, shared_captions
 from core.expert.settings import ExpertSettings
 from core.manifest import Ref, read_parts
 from core.settings import Settings
@@ -46,8 +47,10 @@ def pair(place: Workplace, config: PairConfig, expert: ExpertSettings, samples: 
     def compute(output: Output) -> None:
         rows_in = dropped = 0
         used: Counter[str] = Counter()
-        for index, part in enumerate(read_parts(place.store, samples, Samples)):
-            made = _pairs(place, config, expert, part)
+        parts = lambda: read_parts(place.store, samples, Samples)  # noqa: E731 - begins anew with each call
+        shared = shared_captions(parts)
+        for index, part in enumerate(parts()):
+            made = _pairs(place, config, expert, part, elsewhere(shared, index, part))
             output.write(HallucinationPairs, made.pairs, part=f"{index:08d}", counted=False)
             output.reject_frame(made.rejects)
             rows_in, dropped = rows_in + part.height, dropped + made.rejects.height
@@ -60,16 +63,18 @@ def pair(place: Workplace, config: PairConfig, expert: ExpertSettings, samples: 
 
 
 def _pairs(
-    place: Workplace, config: PairConfig, expert: ExpertSettings, samples: pl.DataFrame
+    place: Workplace, config: PairConfig, expert: ExpertSettings, samples: pl.DataFrame, others: pl.DataFrame
 ) -> MadePairs | InventedPairs:
-    how = config.pair
+    how, seed = config.pair, config.seed
     if how.by == "expert":
         client = client_of(place, expert)
-        return invent_pairs(samples, client=client, load_image=place.image_bytes, seed=config.seed, kinds=how.kinds)
+        return invent_pairs(
+            samples, client=client, load_image=place.image_bytes, seed=seed, kinds=how.kinds, elsewhere=others
+        )
     if config.scenes:
-        return make_pairs(samples, per_sample=how.per_sample, seed=config.seed, kinds=how.kinds)
+        return make_pairs(samples, per_sample=how.per_sample, seed=seed, kinds=how.kinds)
     return make_caption_pairs(
-        samples, per_sample=how.per_sample, seed=config.seed, kinds=how.kinds, balance=how.balance
+        samples, per_sample=how.per_sample, seed=seed, kinds=how.kinds, balance=how.balance, elsewhere=others
     )
 
 

@@ -42,9 +42,17 @@ class Edit:
 
 
 def make_caption_pairs(
-    samples: pl.DataFrame, *, per_sample: int, seed: int, kinds: Sequence[PairKind] = KINDS, balance: bool = False
+    samples: pl.DataFrame,
+    *,
+    per_sample: int,
+    seed: int,
+    kinds: Sequence[PairKind] = KINDS,
+    balance: bool = False,
+    elsewhere: pl.DataFrame | None = None,
 ) -> MadePairs:
     """Up to `per_sample` different pairs of each of the Samples rows; captions of one image share its `image_sha`.
+
+    `elsewhere` (image_sha, reference): captions of the same images that are not among the samples.
 
     Pairs of a sample go through `kinds` in random order, rare kinds tending to be first, and depend on nothing but the
     seed, the sample and the other captions of its image. With `balance` the kinds are evened out over the whole frame
@@ -59,14 +67,14 @@ def make_caption_pairs(
     """
     if not kinds or set(kinds) - set(KINDS):
         raise ConfigError(f"pair kinds must be some of {', '.join(KINDS)}; got {list(kinds)}")
-    images = _Images(samples)
+    images = _Images(samples, elsewhere)
     rows, rejects = [], []
     found: dict[str, list[Edit]] = {}
     for sample_id, sha, text in samples.select("sample_id", "image_sha", "reference").iter_rows():
-        caption, elsewhere = images.of(sha, text)
-        sites = sites_by_kind(caption, elsewhere, kinds)
+        caption, mentioned = images.of(sha, text)
+        sites = sites_by_kind(caption, mentioned, kinds)
         rng = stream(seed, "caption pairs", sample_id)
-        edits = draw_edits(caption, elsewhere, sites, per_sample, rng, every_kind=balance)
+        edits = draw_edits(caption, mentioned, sites, per_sample, rng, every_kind=balance)
         if edits:
             found[sample_id] = edits
         else:
@@ -83,11 +91,12 @@ def make_caption_pairs(
 class _Images:
     """The captions of each image, read once."""
 
-    def __init__(self, samples: pl.DataFrame) -> None:
+    def __init__(self, samples: pl.DataFrame, elsewhere: pl.DataFrame | None) -> None:
         self._texts: dict[str, list[str]] = {}
-        for sha, text in samples.select("image_sha", "reference").iter_rows():
-            if sha is not None:
-                self._texts.setdefault(sha, []).append(text)
+        for frame in (samples, *([] if elsewhere is None else [elsewhere])):
+            for sha, text in frame.select("image_sha", "reference").iter_rows():
+                if sha is not None:
+                    self._texts.setdefault(sha, []).append(text)
         self._read: dict[str, list[Caption]] = {}
 
     def of(self, sha: str | None, text: str) -> tuple[Caption, frozenset[str]]:

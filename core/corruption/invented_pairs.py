@@ -45,9 +45,12 @@ def invent_pairs(
     seed: int,
     kinds: Sequence[PairKind] = KINDS,
     prompt: str = PROMPT,
+    elsewhere: pl.DataFrame | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> InventedPairs:
     """At most one pair of each of the Samples rows, proposed by the expert; captions of one image share `image_sha`.
+
+    `elsewhere` (image_sha, reference): captions of the same images that are not among the samples.
 
     Each sample's request names one of `kinds`, drawn from the seed and its id. A pair's kind is what the lexicon says
     it is, else what the expert says.
@@ -64,7 +67,8 @@ def invent_pairs(
         raise ConfigError(f"pair kinds must be some of {', '.join(KINDS)}; got {list(kinds)}")
     rows = samples.select("sample_id", "image_sha", "reference").rows()
     captions: dict[str, list[str]] = {}
-    for _, sha, text in rows:
+    others = [] if elsewhere is None else elsewhere.select("image_sha", "reference").rows()
+    for sha, text in [*((sha, text) for _, sha, text in rows), *others]:
         captions.setdefault(sha or "", []).append(text)
     tasks = [_task(row, captions, kinds, seed) for row in rows]
     requests = [

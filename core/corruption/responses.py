@@ -98,7 +98,12 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: pl.Series, respo
     ids = [np.array(prompt_ids(tokenizer, prompt), dtype=np.int32) for prompt in distinct]
     vocab = vocabulary(tokenizer)
     room = tokenizer.model_max_length - response_length
-    reasons = ["prompt_too_long" if len(row) > room else _prompt_reason(vocab, row) for row in ids]
+    marks = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    reasons = [
+        "special_token" if any(mark in prompt for mark in marks)  # a chat template's reader would take it for one
+        else "prompt_too_long" if len(row) > room else _prompt_reason(vocab, row)
+        for prompt, row in zip(distinct, ids, strict=True)
+    ]  # fmt: skip
     return Prompts(ids_P=ids, index_N=index.to_numpy().astype(np.int64), reason_P=reasons)
 
 

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Sequence
 
 from core.errors import RowError
-from core.ingest.reading import PLACEHOLDER, Row, without_placeholder
+from core.ingest.reading import Row, without_placeholder
 from core.ingest.rows import BadRow, RawRow
 
 Turn = tuple[str, str]
@@ -56,17 +56,13 @@ def exchanges(place: str, image: str | None, turns: Sequence[Turn]) -> list[Row]
     -> "What?", "A ring." at `place` and "Where?", "Left." at `place`#1.
     """
     spoken = without_system(turns)
-    placeholders = sum(text.count(PLACEHOLDER) for speaker, text in spoken if speaker == "human")
-    if placeholders and image is None:
-        raise RowError("no_image", f"the prompt has {PLACEHOLDER}, the row names no image")
-    if placeholders > 1:
-        raise RowError("placeholder_count", f"{placeholders} {PLACEHOLDER} for one image")
+    without_placeholder("".join(text for speaker, text in spoken if speaker == "human"), image)  # one in all of them
     rows: list[Row] = []
     for index in range(0, len(spoken), 2):
         pair = place if index == 0 else f"{place}#{index // 2}"
         if index + 1 == len(spoken):
             rows.append(BadRow(place=pair, error=RowError("no_gpt_turn", "the last question has no answer")))
             continue
-        prompt = without_placeholder(spoken[index][1])
+        prompt = without_placeholder(spoken[index][1], image)
         rows.append(RawRow(place=pair, image=image, prompt=prompt, reference=spoken[index + 1][1]))
     return rows

@@ -25,6 +25,8 @@ Reader: TypeAlias = Callable[[Path], Iterator[Row]]
 
 _FIRST = 50
 """Records that are looked at."""
+_STRAY = 5
+"""Rows of ReDiff's that are fewer than one in so many are strays."""
 _FIRST_ELEMENTS = 1_000_000
 """Elements that are looked at of one big object, at most."""
 
@@ -79,6 +81,8 @@ def detect(path: Path) -> str:
         return "coco"
     records = [members] if members else [record.value for record in islice(read_records(path), _FIRST)]
     fitting = Counter(name for record in records if isinstance(record, dict) and (name := _format_of(record.keys())))
+    if fitting["rediff"] * _STRAY >= fitting.total() > 0:
+        return "rediff"  # what nobody has looked at has no `revise`
     if fitting:
         return max(_KEYS, key=fitting.__getitem__)  # a stray row does not decide; the more telling first
     keys = {key: None for record in records if isinstance(record, dict) for key in record}

@@ -35,7 +35,7 @@ def parse(place: str, record: JsonObject) -> Iterator[Row]:
 
         def one(at: str, _: JsonObject, caption: Json = caption) -> list[Row]:
             reference = valid_text(caption, "caption")
-            return [RawRow(place=at, image=image, prompt=without_placeholder(prompt), reference=reference)]
+            return [RawRow(place=at, image=image, prompt=without_placeholder(prompt, image), reference=reference)]
 
         yield from checked(place if index == 0 else f"{place}#{index}", record, one)
 

@@ -23,7 +23,7 @@ class JsonStream:
     def __init__(self, file: TextIO, *, chunk: int = _CHUNK) -> None:
         """`chunk`: characters that are read at once."""
         self._file, self._chunk = file, chunk
-        self._decoder = json.JSONDecoder()
+        self._decoder = json.JSONDecoder(strict=False)  # a raw tab in a string is no reason to lose a file
         self._text, self._at, self._ended = "", 0, False
         self._lines, self._column = 1, 1  # of the first char of `_text`
 

@@ -25,6 +25,8 @@ def rows(path: Path) -> Iterator[Row]:
 
 def parse(place: str, record: JsonObject) -> list[Row]:
     """The rows of one record. Raises RowError."""
+    if record.get("revise") not in (None, [], "right"):
+        raise RowError("revised_draft", "the answer is a draft with known faults: read the file as format rediff")
     return exchanges(place, image_at(record, "image", "images"), turns_of(record))
 
 

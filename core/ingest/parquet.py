@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core.errors import InputError, RowError
-from core.ingest import imagefolder, llava, messages, vicrit
+from core.ingest import imagefolder, llava, messages, rediff, vicrit
 from core.ingest.layouts import JsonObject
 from core.ingest.reading import Parse, Row, checked
 from core.ingest.rows import BadRow, RawRow
 
-IMAGES = ("image", "images", "image_path", "file_name")
+IMAGES = ("image", "images", "image_path", "file_name", "img")
 PROMPTS = ("prompt", "question", "problem")
 CAPTIONS = ("reference", "caption", "captions", "answer", "text")
 _BATCH = 16
@@ -52,6 +52,10 @@ def rows(path: Path) -> Iterator[Row]:
 def _reading_of(path: Path, names: Sequence[str]) -> tuple[dict[str, str], Parse]:
     """The columns to read, by the key that their value has for the parser, and the parser."""
     image = _first("image", IMAGES, names)
+    if "revise" in names or "pred" in names:
+        layout = ("id", "conversations", "ques", "ans", "pred", "revise")
+        key = "image" if "conversations" in names else "img"
+        return {name: name for name in layout if name in names} | _first(key, IMAGES, names), rediff.parse
     if "conversations" in names:
         return {"conversations": "conversations"} | image, llava.parse
     if "messages" in names:
@@ -76,11 +80,12 @@ def _rows(place: str, batch: pa.RecordBatch, index: int, columns: dict[str, str]
     """The rows of one row of the batch."""
     try:
         record = {key: _value(batch, name, index) for key, name in columns.items()}
-        path, data = _image(record.pop("image", None))
+        key = "img" if "img" in columns else "image"
+        path, data = _image(record.pop(key, None))
     except RowError as error:
         yield BadRow(place=place, error=error)
         return
-    json: JsonObject = record | {"image": path if data is None else path or "image"}
+    json: JsonObject = record | {key: path if data is None else path or "image"}
     for row in checked(place, json, parse):
         yield row._replace(image=path, image_bytes=data) if data is not None and isinstance(row, RawRow) else row
 

@@ -69,6 +69,17 @@ def image_at(record: JsonObject, *keys: str) -> str | None:
     raise RowError("bad_image_field", f"expected a path, found {type(image).__name__}")
 
 
-def without_placeholder(prompt: str) -> str:
-    r"""What is asked: "<image>\nWhat is this?" -> "What is this?"."""
+def without_placeholder(prompt: str, image: str | None) -> str:
+    r"""What is asked: "<image>\nWhat is this?" -> "What is this?".
+
+    The placeholder may be left out, but not stand there more often than there are images.
+
+    Raises:
+        RowError: no_image or placeholder_count.
+    """
+    placeholders = prompt.count(PLACEHOLDER)
+    if placeholders and image is None:
+        raise RowError("no_image", f"the prompt has {PLACEHOLDER}, the row names no image")
+    if placeholders > 1:
+        raise RowError("placeholder_count", f"{placeholders} {PLACEHOLDER} for one image")
     return prompt.replace(PLACEHOLDER, "").strip()

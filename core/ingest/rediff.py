@@ -68,7 +68,7 @@ def parse(place: str, record: JsonObject) -> list[Row]:
     )
     correction = replace(correction, extra=with_extra(correction, image, record))
     reference = answer or (corrected(draft, segments) if verdict else None) or ""
-    prompt = without_placeholder(question)
+    prompt = without_placeholder(question, image)
     return [RawRow(place=place, image=image, prompt=prompt, reference=reference, correction=correction)]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from core.errors import RowError
-from core.ingest.images import check
+from core.ingest.images import check, inside
 from core.ingest.notebook import ImageFate, Notebook
 from core.ingest.rows import BadRow, RawCorrection, RawPair, RawRow
 from core.ingest.settings import IngestSettings
@@ -105,6 +105,7 @@ class Ingestor:
         self._limit = caption_limit
         self._notebook = notebook or Notebook()
         self._threads = threads
+        self._openings = {token[:1] for token in settings.control_tokens}
 
     def batches(self, rows: Iterable[RawRow | BadRow]) -> Iterator[IngestBatch]:
         """Stream batches of at most `settings.batch_rows` rows; every row is accepted or in the rejects."""
@@ -162,8 +163,10 @@ class Ingestor:
         _check_encodes(text, what)
         if len(text) > self._settings.max_chars:
             raise RowError(f"{what.split()[-1]}_too_long", f"{len(text)} characters, limit {self._settings.max_chars}")
-        if found := next((token for token in self._settings.control_tokens if token in text), None):
-            raise RowError("control_token", f"{what} contains {found}")
+        if any(char in text for char in self._openings):  # few texts have one, and there are many tokens
+            found = next((token for token in self._settings.control_tokens if token in text), None)
+            if found:
+                raise RowError("control_token", f"{what} contains {found}")
         return text.strip()
 
     def _fates(self, rows: Sequence[RawRow], pool: ThreadPoolExecutor) -> dict[str, ImageFate]:
@@ -190,7 +193,10 @@ class Ingestor:
     def _fate(self, row: RawRow) -> ImageFate:
         try:
             data = row.image_bytes
+            if data is not None and len(data) > self._settings.max_bytes:
+                raise RowError("image_too_large", f"{len(data)} bytes, limit {self._settings.max_bytes}")
             if data is None:
+                inside(row.image or "")
                 if self._images is None:
                     raise RowError("missing_image", f"{_valid(row.image or '')}: no image folder was given")
                 data = self._images.read(row.image or "", max_bytes=self._settings.max_bytes)
@@ -222,7 +228,7 @@ class Ingestor:
                     "image_sha": row.sha,
                     "prompt": row.prompt,
                     "reference": row.reference,
-                    "split": split_of(row.sha or _valid(raw.image or row.prompt), self._settings),
+                    "split": split_of(row.sha or _valid(raw.image or sample_id), self._settings),
                     "source": _valid(raw.place),
                 }
             )

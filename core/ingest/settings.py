@@ -13,8 +13,11 @@ ExportName = Literal["rediff", "llava", "vicrit", "parquet", "hf"]
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64 * 2**20
 CONTROL_TOKENS = (
-    "<image>", "[MASK]", "[PAD]", "[EOS]", "[BOS]", "[UNK]", "[CLS]", "[SEP]", "<|mdm_mask|>", "<|mask|>",
-    "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|im_start|>", "<|im_end|>",
+    "<image>", "[MASK]", "[PAD]", "[EOS]", "[BOS]", "[UNK]", "[CLS]", "[SEP]", "[gMASK]",
+    "<s>", "</s>", "<pad>", "<unk>", "<mask>", "<bos>", "<eos>",
+    "<|mdm_mask|>", "<|mask|>", "<|endoftext|>", "<|startoftext|>", "<|begin_of_text|>", "<|end_of_text|>",
+    "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|im_start|>", "<|im_end|>",
+    "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
 )  # fmt: skip
 
 

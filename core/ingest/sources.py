@@ -1,7 +1,11 @@
 """Where the images of a file of rows are: a folder, or a prefix of a bucket. Nothing else is ever read or fetched."""
 
 import hashlib
+import os
+import posixpath
 from collections.abc import Iterable
+from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +15,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from core.errors import InputError, RowError
 from core.ingest.images import inside, read_image, resolve_image
 from core.ingest.settings import MAX_BYTES
+
+_LONGEST_KEY = 1024
+"""Bytes of a key of S3."""
 
 
 class ImageSource(Protocol):
@@ -42,10 +49,17 @@ class FolderImages:
         return read_image(resolve_image(self._root, relative), max_bytes=max_bytes)
 
     def digest(self) -> str:
-        """Of names, sizes and times of the files."""
-        files = (file for file in sorted(self._root.rglob("*")) if file.is_file())
-        stats = ((file.relative_to(self._root).as_posix(), file.stat()) for file in files)
-        return lines_digest(f"{name}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}" for name, stat in stats)
+        """Of names, sizes and times of the files; memory is that of the largest folder's names."""
+        found = hashlib.sha256()
+        for folder, folders, files in os.walk(self._root):
+            folders.sort()
+            for name in sorted(files):
+                path = Path(folder) / name
+                with suppress(OSError):  # a link that leads nowhere
+                    stat = path.stat()
+                    relative = path.relative_to(self._root).as_posix()
+                    found.update(os.fsencode(f"{relative}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}\n"))
+        return found.hexdigest()
 
 
 class BucketImages:
@@ -58,15 +72,20 @@ class BucketImages:
 
     def read(self, relative: str, *, max_bytes: int = MAX_BYTES) -> bytes:
         """The bytes of an object below the prefix."""
-        key = f"{self._prefix}/{inside(relative)}".lstrip("/")
+        key = posixpath.normpath(f"{self._prefix}/{inside(relative)}").lstrip("/")
+        if "\0" in key or len(key.encode("utf-8", "surrogatepass")) > _LONGEST_KEY or not _encodes(key):
+            raise RowError("missing_image", f"{relative!r} can be no key")
         try:
             found = self._client.get_object(Bucket=self._bucket, Key=key)
             if found["ContentLength"] > max_bytes:
                 raise RowError("image_too_large", f"{relative}: {found['ContentLength']} bytes, limit {max_bytes}")
             data: bytes = found["Body"].read()
         except ClientError as error:
-            if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+            status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"]["Code"]
+            if status == HTTPStatus.NOT_FOUND:
                 raise RowError("missing_image", relative) from error
+            if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:  # of this object; others may do
+                raise RowError("unreadable_image", f"{relative}: {code}") from error
             raise self._fault(error) from error
         except BotoCoreError as error:
             raise self._fault(error) from error
@@ -95,6 +114,14 @@ def image_source(place: str, *, endpoint_url: str | None = None) -> ImageSource 
     if "://" in place:
         raise InputError(f"images cannot be read from {place!r}: give a folder or s3://bucket/prefix")
     return FolderImages(Path(place)) if place else None
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def lines_digest(lines: Iterable[str]) -> str:

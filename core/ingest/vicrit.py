@@ -55,7 +55,7 @@ def parse(place: str, record: JsonObject) -> list[Row]:
         kind=kind_of(record.get("type")),
     )
     image = image_at(record, "image", "images")
-    return [RawRow(place=place, image=image, prompt=without_placeholder(problem), reference=original, pair=pair)]
+    return [RawRow(place=place, image=image, prompt=without_placeholder(problem, image), reference=original, pair=pair)]
 
 
 def kind_of(name: Json) -> str | None:

@@ -317,3 +317,41 @@ def test_samples_of_train_dev_and_test_never_overlap(finished, place):
             seen.setdefault(manifest.producer.config["split"], set()).update(frame["image_sha"])
     assert seen["train"].isdisjoint(seen["dev"] | seen["test"])
     assert seen["dev"].isdisjoint(seen["test"])
+
+
+def test_a_users_own_photos_and_captions_go_through_the_whole_loop(place, tmp_path):
+    """The preset `real`, cut short: a file of another format, BPE tokens, pairs by lexicon, overlap as the measure."""
+    data = Path(__file__).parents[1] / "data" / "ingest"
+    known = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
+    images = tmp_path / "images"
+    images.mkdir()
+    rows = []
+    for copy in range(6):  # as many different photos: a byte behind the end of an image changes nothing but its name
+        for row in known:
+            name = f"{copy}-{row['image']}"
+            (images / name).write_bytes((data / "images" / row["image"]).read_bytes() + bytes(copy))
+            rows.append({"image": name, "captions": [f"{text} Number {copy}." for text in row["captions"]]})
+    rows.append({"image": "../outside.jpg", "captions": ["A house."]})
+    (tmp_path / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    path = config_path("real")
+    steps = {"steps": 3, "batch_size": 4, "warmup": 1}
+    values = read_toml(path) | {
+        "data": {"source": "auto", "path": str(tmp_path / "metadata.jsonl"), "images": str(images), "train": 24,
+                 "dev": 4, "test": 4},
+        "ingest": {"train": 0.6, "dev": 0.2},
+        "base": steps | {"steps": 100, "lr": 3e-3}, "stage1": steps, "stage2": steps,
+        "control": {"batch_size": 4, "warmup": 1},
+        "rounds": {"n": 1, "samples": 8, "promote_on": "8 refine"},
+        "draft": {"settings": ["8 refine"], "shard_size": 8},
+        "evaluate": {"settings": ["8 refine", "8 freeze"], "gallery": 2, "traces": 2},
+    }  # fmt: skip
+    values["model"] |= {"vocab_size": 400, "hidden_size": 32, "layers": 1, "heads": 2}
+    settings = parse_config(values, str(path))
+    state = start(settings, place, "real-first")
+    assert state.is_completed(), state.message
+    summary = read_summary(Path(state.result()))
+    stages = {stage.stage: stage for stage in summary.stages}
+    assert {"ingest", "take", "pair", "corrupt", "draft", "revise", "assemble", "finetune", "evaluate"} <= set(stages)
+    assert stages["ingest"].rejected == {"outside_image_root": 1}
+    assert stages["pair"].ok > 0
+    assert {arm.arm for arm in summary.results} == {"base", "stage 1", "round 1", "mask-predict"}

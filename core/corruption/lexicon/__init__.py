@@ -263,8 +263,32 @@ def broader_than(text: str) -> frozenset[str]:
 
 
 @cache
+def _kin() -> tuple[dict[str, frozenset[int]], dict[str, frozenset[int]]]:
+    """Rows of kin.tsv that a word stands in: as a name or a broader word, and as a narrower one."""
+    broad: dict[str, set[int]] = defaultdict(set)
+    narrow: dict[str, set[int]] = defaultdict(set)
+    for number, (names, *narrower) in enumerate(read_table("kin")):
+        for name in names.split("|"):
+            broad[name].add(number)
+        for name in narrower[0].split("|") if narrower and narrower[0] else ():
+            narrow[name].add(number)
+    return {name: frozenset(rows) for name, rows in broad.items()}, {
+        name: frozenset(rows) for name, rows in narrow.items()
+    }
+
+
+@cache
 def same_meaning(one: str, other: str) -> bool:
     """Whether one word means the other, or is a kind of it: "sofa" and "couch", "poodle" and "dog"."""
     if one == other or other in names_of(one) or one in names_of(other):
         return True
-    return other in broader_than(one) or one in broader_than(other)
+    return other in broader_than(one) or one in broader_than(other) or _akin(one, other)
+
+
+def _akin(one: str, other: str) -> bool:
+    """Whether kin.tsv says that the words name one thing, or that one is broader: "bus" and "vehicle"."""
+    broad, narrow = _kin()
+    nothing: frozenset[int] = frozenset()
+    here, there = broad.get(one, nothing), broad.get(other, nothing)
+    below, beneath = narrow.get(one, nothing), narrow.get(other, nothing)
+    return bool(here & there or here & beneath or below & there)

@@ -369,3 +369,26 @@ def test_every_name_in_the_tables_exists():
     assert unknown == set()
     assert {name for names in lexicon.far.values() for name in names} <= set(lexicon.colours)
     assert {name for names in lexicon.palettes.values() for name in names} <= set(lexicon.colours)
+
+
+@pytest.mark.parametrize(
+    ("caption", "org", "target"),
+    [
+        ("A bus on a road.", "bus", "vehicle"),
+        ("A pizza on a table.", "pizza", "food"),
+        ("Two boys play ball.", "boys", "children"),
+        ("A girl holds a ball.", "girl", "kid"),
+        ("Some women near a car.", "women", "people"),
+        ("A rose in a vase.", "rose", "flower"),
+        ("A kid holds a ball.", "kid", "boy"),
+        ("A happy man on a bench.", "happy", "joyful"),
+        ("A man walks along a road.", "walks", "strolls"),
+        ("A cat on a bench.", "on", "upon"),
+        ("Two dogs on a bench.", "Two", "A pair of"),
+    ],
+)
+def test_a_wider_a_narrower_or_another_word_for_the_same_is_no_hallucination(caption, org, target):
+    start = caption.index(org)
+    changed = caption[:start] + target + caption[start + len(org) :]
+    reason = check_pair(caption, changed, start=start, end=start + len(org), target=target, others=[])
+    assert reason == "same_meaning"

@@ -1,5 +1,6 @@
 import json
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -230,3 +231,31 @@ def test_whatever_json_comes_each_record_becomes_rows(tmp_path_factory, values, 
 def test_whatever_stands_in_coco_each_annotation_becomes_a_row(tmp_path_factory, values):
     found = read(tmp_path_factory.mktemp("coco"), "coco", {"images": [*values, 1], "annotations": values})
     assert len(found) == len(values)
+
+
+@pytest.mark.parametrize(("revised", "format_"), [(1, "llava"), (7, "rediff"), (30, "rediff")])
+def test_drafts_with_corrections_are_never_taken_for_clean_captions(tmp_path, revised, format_):
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A wrong cat."}]
+    faults = {"revise": [{"org": "cat", "target": "dog"}]}
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"conversations": turns, **(faults if i < revised else {})} for i in range(30)]))
+    assert detect(path) == format_
+    read = list(FORMATS["llava"](path))
+    assert [row.error.reason for row in read[:revised]] == ["revised_draft"] * revised
+
+
+def test_parquet_of_redrafts_rows_brings_their_corrections(tmp_path):
+    rows = [
+        {
+            "img": "a.jpg",
+            "ques": "<image>What?",
+            "ans": "A dog.",
+            "pred": "A cat.",
+            "revise": [{"org": "cat", "target": "dog"}],
+        }
+    ]
+    path = tmp_path / "rows.parquet"
+    pl.DataFrame(rows).write_parquet(path)
+    (row,) = FORMATS["parquet"](path)
+    assert (row.image, row.prompt, row.reference) == ("a.jpg", "What?", "A dog.")
+    assert row.correction.segments == (("cat", "dog"),)

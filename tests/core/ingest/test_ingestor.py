@@ -171,3 +171,27 @@ def test_the_notebook_keeps_fates(fates):
 def test_names_that_break_software_are_missing_images(name):
     rows = [RawRow(place=f"f:{i}", image=image, prompt="What?", reference="x") for i, image in enumerate([name, "a"])]
     assert ingest(rows).rejects["reason"].to_list() == ["missing_image"] * 2
+
+
+def test_a_url_is_a_remote_image_even_without_an_image_folder():
+    row = RawRow(place="f:0", image="https://example.com/a.png", prompt="What?", reference="x")
+    ingestor = Ingestor(images=None, put_image=put, settings=IngestSettings())
+    assert next(ingestor.batches([row])).rejects["reason"].to_list() == ["remote_image"]
+
+
+def test_image_bytes_have_a_limit():
+    data = (IMAGES / "dev-1021-0-0.png").read_bytes()
+    row = RawRow(place="f:0", image=None, image_bytes=data, prompt="What?", reference="x")
+    assert ingest([row], max_bytes=len(data) - 1).rejects["reason"].to_list() == ["image_too_large"]
+
+
+def test_texts_of_one_prompt_are_spread_over_the_splits():
+    rows = [RawRow(place=f"f:{i}", image=None, prompt="What?", reference=f"It is {i}.") for i in range(300)]
+    found = ingest(rows, text_only=True, train=0.5, dev=0.25)
+    assert set(found.samples["split"]) == {"train", "dev", "test"}
+
+
+@pytest.mark.parametrize("token", ["</s>", "[gMASK]", "<|image_pad|>"])
+def test_control_tokens_of_the_common_models_are_rejected(token):
+    row = RawRow(place="f:0", image=NAMES[0], prompt="What?", reference=f"a {token} b")
+    assert ingest([row]).rejects["reason"].to_list() == ["control_token"]

@@ -45,6 +45,7 @@ def source(place) -> ImageSource:
 
 
 def test_images_are_read_by_their_path(source):
+    assert source.read("./a.png") == source.read("a.png")
     assert {path: source.read(path) for path in FILES} == FILES
 
 
@@ -59,6 +60,9 @@ def test_images_are_read_by_their_path(source):
         ("http://example.com/a.png", "remote_image"),
         ("s3://other/a.png", "remote_image"),
         ("data:image/png;base64,AAAA", "remote_image"),
+        ("\ud800", "missing_image"),
+        ("x" * 2000, "missing_image"),
+        ("a\0.png", "missing_image"),
     ],
 )
 def test_what_cannot_be_read_has_a_reason(source, path, reason):
