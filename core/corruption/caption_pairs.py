@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from core.corruption.caption_sites import Option, Site, find_sites
-from core.corruption.caption_text import Caption, article_of, read_caption
+from core.corruption.caption_text import Caption, article_faults, article_of, read_caption, repeats
 from core.corruption.hallucination import KINDS, MadePairs, PairKind
 from core.corruption.rows import reject_frame
 from core.errors import ConfigError
@@ -23,6 +23,8 @@ from core.seeds import rng as stream
 from data_contracts import HallucinationPairs
 
 T = TypeVar("T")
+_AROUND = 40
+"""Chars beside an edit that tell how it reads."""
 _WEIGHTS: dict[PairKind, float] = {"object": 0.6, "attribute": 2.0, "count": 10.0, "place": 4.0, "relation": 1.2}
 """Few captions of one sentence state a number or a place: preferring those there makes the kinds come out even."""
 
@@ -162,8 +164,17 @@ def _edits(
         site, options = waiting.popleft()
         option = next(options, None)
         if option is not None:
-            yield _edit(caption, site, option.text)
+            edit = _edit(caption, site, option.text)
+            if not _reads_worse(caption.text, edit):
+                yield edit
             waiting.append((site, options))
+
+
+def _reads_worse(text: str, edit: Edit) -> bool:
+    """Whether an edit makes a word follow itself, or an article not fit: "a an orange" -> "a a kiwi"."""
+    before, after = text[max(0, edit.start - _AROUND) : edit.start], text[edit.end : edit.end + _AROUND]
+    old, new = f"{before}{text[edit.start : edit.end]}{after}", f"{before}{edit.target}{after}"
+    return article_faults(new) > article_faults(old) or repeats(new) > repeats(old)
 
 
 def _allowed(caption: Caption, elsewhere: frozenset[str], site: Site, rng: np.random.Generator) -> Iterator[Option]:

@@ -12,6 +12,8 @@ from itertools import pairwise
 from core.corruption.lexicon import Entry, Lexicon, load
 
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+(?:[.,:/]\d+)*|[^\w\s]|_")
+WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
+ARTICLES = frozenset({"a", "an"})
 _QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|(?<!\w)['‘][^'’]*['’](?!\w)")
 _ENDS = frozenset(".!?\n")
 _SILENT_H = ("hour", "honest", "honor", "honour", "heir")
@@ -101,6 +103,17 @@ def mentioned(tokens: list[str], items: Iterable[str]) -> frozenset[str]:
     words.update(f"{one} {two}" for one, two in pairwise(tokens))
     words.update(token.partition("'")[0] for token in tokens if "'" in token)
     return frozenset(words)
+
+
+def article_faults(text: str) -> int:
+    """How often "a" stands where "an" should, or the other way round; punctuation does not count."""
+    pairs = pairwise(WORD.findall(text))
+    return sum(one.lower() in ARTICLES and not two.isupper() and one.lower() != article_of(two) for one, two in pairs)
+
+
+def repeats(text: str) -> int:
+    """How often a word follows itself; punctuation does not count."""
+    return sum(one == two for one, two in pairwise(WORD.findall(text.lower())))
 
 
 def article_of(word: str) -> str:

@@ -8,19 +8,16 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from core.corruption.caption_pairs import allowed
 from core.corruption.caption_sites import GENDERED, NEARBY, Option, Site, number_options, option, swap_options
-from core.corruption.caption_text import Caption, article_of, read_caption
+from core.corruption.caption_text import ARTICLES, WORD, Caption, article_faults, read_caption, repeats
 from core.corruption.hallucination import PairKind
 from core.corruption.lexicon import NUMBERS, Entry, load, same_meaning
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _CONTROL = re.compile(
     r"<\|.*?\|>|<(?:/?s|image|pad|unk|mask|eot_id)>|\[(?:MASK|PAD|UNK|CLS|SEP|INST)\]|```", re.IGNORECASE
 )
-_ARTICLES = frozenset({"a", "an"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +115,7 @@ def _option(one: str, other: str) -> Option:
 
 
 def _judge_form(original: str, changed: str, core: _Core) -> str | None:
-    if _article_faults(changed) > _article_faults(original):
+    if article_faults(changed) > article_faults(original):
         return "article"
     one, other = _entry(core.original), _entry(core.target)
     numbers, new = ({sense.number for sense in entry.nouns} for entry in (one, other))
@@ -126,7 +123,7 @@ def _judge_form(original: str, changed: str, core: _Core) -> str | None:
         return "number"
     if _clashes(read_caption(original), one, other):
         return "pronoun"
-    return "repeated_word" if _repeats(changed) > _repeats(original) else None
+    return "repeated_word" if repeats(changed) > repeats(original) else None
 
 
 def _clashes(caption: Caption, one: Entry, other: Entry) -> bool:
@@ -139,9 +136,9 @@ def _clashes(caption: Caption, one: Entry, other: Entry) -> bool:
 
 
 def _core(original: str, start: int, end: int, target: str) -> _Core:
-    old = [(match.group().lower(), match.start(), match.end()) for match in _WORD.finditer(original, start, end)]
-    new = [match.group().lower() for match in _WORD.finditer(target)]
-    if old and new and {old[0][0], new[0]} <= _ARTICLES:
+    old = [(match.group().lower(), match.start(), match.end()) for match in WORD.finditer(original, start, end)]
+    new = [match.group().lower() for match in WORD.finditer(target)]
+    if old and new and {old[0][0], new[0]} <= ARTICLES:
         old.pop(0)
         new.pop(0)
     known = load().phrases
@@ -186,14 +183,3 @@ def _letters(text: str) -> str:
 def _splits(text: str, start: int, end: int) -> bool:
     """Whether a boundary lies within a word."""
     return any(0 < at < len(text) and text[at - 1].isalnum() and text[at].isalnum() for at in (start, end))
-
-
-def _article_faults(text: str) -> int:
-    words = _WORD.findall(text)
-    pairs = pairwise(words)
-    return sum(one.lower() in _ARTICLES and not two.isupper() and one.lower() != article_of(two) for one, two in pairs)
-
-
-def _repeats(text: str) -> int:
-    words = _WORD.findall(text.lower())
-    return sum(one == two for one, two in pairwise(words))
