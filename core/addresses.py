@@ -3,8 +3,9 @@
 Import-light: the command line reads this. No message here repeats the address or name that it refuses.
 """
 
+import ipaddress
 import re
-from urllib.parse import unquote_plus
+from urllib.parse import unquote_plus, urlsplit
 
 from core.errors import ConfigError
 
@@ -45,3 +46,23 @@ def variable_name(text: str, *, name: str) -> str:
             "put the key into that variable"
         )
     return text
+
+
+def endpoint_address(base_url: str) -> tuple[str, str]:
+    """The endpoint's address in messages, and its host. Raises ConfigError, which does not repeat what may be a key."""
+    try:
+        parts = urlsplit(base_url)
+        host, port = parts.hostname, f":{parts.port}" if parts.port else ""
+    except ValueError:  # brackets without an IPv6 address, a port that is no number
+        parts, host, port = urlsplit(""), None, ""
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigError("expert.base_url is no address of an endpoint: expected http(s)://host/v1")
+    return f"{parts.scheme}://{host}{port}{parts.path}", host
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -44,14 +44,17 @@ def open_database(url: str) -> Engine:
             connection.execute("PRAGMA synchronous=NORMAL")
 
     try:
-        _create_tables(engine)
+        create_tables(engine)
     except OperationalError as error:
         raise StoreError(f"cannot open the database {engine.url.render_as_string()}: {error.orig}") from error
     return engine
 
 
-def _create_tables(engine: Engine) -> None:
-    """Two processes may begin at once: what was not there when this one looked, the other may have made since."""
+def create_tables(engine: Engine) -> None:
+    """Create the tables of all modules that are imported and that the database lacks.
+
+    Two processes may begin at once: what was not there when this one looked, the other may have made since.
+    """
     try:
         Base.metadata.create_all(engine)
     except (OperationalError, ProgrammingError, IntegrityError):  # the drivers' names for "it exists already"

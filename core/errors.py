@@ -10,7 +10,7 @@ RedraftError
 │   ├── AccountingError     rows in != ok + rejected + failed: a row was lost
 │   ├── ClaimLost           another process took this work over
 │   ├── ExpertUnavailable   the expert endpoint refuses, or failed too often in a row
-│   ├── BudgetExceeded      a hard limit on cost, tokens or requests was reached
+│   ├── BudgetExceeded      a hard limit on cost, tokens, requests or time was reached
 │   └── ServerError         a Prefect or MLflow server could not be started or reached
 └── RowError                one row cannot be used: becomes a counted reject, never a crash
 
@@ -59,7 +59,7 @@ class ExpertUnavailable(FatalError):
 
 
 class BudgetExceeded(FatalError):
-    """A hard limit on cost, tokens or requests was reached."""
+    """A hard limit on cost, tokens, requests or time was reached."""
 
 
 class ServerError(FatalError):

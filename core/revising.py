@@ -37,7 +37,7 @@ def revise(
         load_image: sha256 -> encoded bytes; a RowError, KeyError or OSError fails that draft alone.
 
     Raises:
-        ExpertUnavailable: see ExpertClient; a later call asks only what is not answered yet.
+        ExpertUnavailable, BudgetExceeded: see ExpertClient; a later call asks only what is not answered yet.
     """
     settings, codec = client.settings, TextCodec.of(tokenizer)
     rows = list(drafts.iter_rows(named=True))

@@ -25,7 +25,7 @@ def one_stage(
 ) -> Ref:
     """Run the stage `verb` on the dataset `source`, below a run of its own in MLflow."""
     note_process()
-    settings, here = parse_config(config, f"run {run}"), Workplace.model_validate(place)
+    settings, here = parse_config(config, f"run {run}"), Workplace.model_validate(place).for_run(run)
     tags = {"redraft.run": run, "redraft.config": settings.name, "redraft.command": command}
     parent = open_pipeline(here, run, tags, config)
     if verb == "ingest":

@@ -62,7 +62,7 @@ def redraft_run(config: dict[str, Any], place: dict[str, Any], run: str, command
     """One run of the loop from nothing: returns the path of its summary."""
     note_process()
     began, started = time.monotonic(), datetime.now(UTC)
-    settings, here = parse_config(config, f"run {run}"), Workplace.model_validate(place)
+    settings, here = parse_config(config, f"run {run}"), Workplace.model_validate(place).for_run(run)
     parent = open_pipeline(here, run, {"redraft.run": run, "redraft.config": settings.name}, config)
     beside = settings.compute.beside  # the baseline trains next to stage 1 and the rounds
     first = open_round(here, "foundation", parent)
@@ -110,7 +110,8 @@ def redraft_scheduled(config: dict[str, Any], place: dict[str, Any], name: str) 
     The state's data is the path of the summary, or None.
     """
     note_process()
-    settings, here, run = parse_config(config, name), Workplace.model_validate(place), str(flow_run.name)
+    settings, run = parse_config(config, name), str(flow_run.name)
+    here = Workplace.model_validate(place).for_run(run)
     remember(here.home, run, Beginning(kind="scheduled", config=settings))
     parent = open_pipeline(here, run, {"redraft.run": run, "redraft.config": settings.name}, config)
     return _next_rounds(settings, here, run, parent)

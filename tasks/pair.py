@@ -36,6 +36,7 @@ class PairConfig(Settings):
     def of(cls, pair: PairSettings, expert: ExpertSettings, *, seed: int, scenes: bool) -> "PairConfig":
         """Address, key, patience and prices of the expert are not in it: they change nothing that is said."""
         asked = expert.model_dump(include={"model", "structured", "temperature", "max_tokens"})
+        asked |= expert.model_dump(include={"image_max_side", "image_max_bytes"}, exclude_none=True)
         return cls(pair=pair, seed=seed, scenes=scenes, expert=asked if pair.by == "expert" else None)
 
 

@@ -2,12 +2,13 @@
 
 import os
 from dataclasses import replace
+from typing import Any
 
 import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from pydantic import SecretStr
+from pydantic import SecretStr, SerializerFunctionWrapHandler, model_serializer
 
 from core.errors import ConfigError
 from core.expert.client import ExpertClient, Progress
@@ -33,6 +34,13 @@ class ReviseConfig(Settings):
     temperature: float | None
     max_tokens: int
     align: AlignmentSettings
+    image_max_side: int | None = None
+    image_max_bytes: int | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_limits_that_are_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Work without a limit on images keeps the key that it had before there were any."""
+        return {name: value for name, value in dump(self).items() if value is not None or not name.startswith("image_")}
 
     @classmethod
     def of(cls, expert: ExpertSettings) -> "ReviseConfig":
@@ -78,7 +86,8 @@ def client_of(place: Workplace, expert: ExpertSettings) -> ExpertClient:
     key = os.environ.get(expert.api_key_env) if expert.api_key_env else None
     if expert.api_key_env and not key:
         raise ConfigError(f"expert.api_key_env names {expert.api_key_env}, which is not set in the environment")
-    return ExpertClient(known, ledger=Ledger(place.engine), api_key=SecretStr(key) if key else None)
+    secret = SecretStr(key) if key else None
+    return ExpertClient(known, ledger=Ledger(place.engine), api_key=secret, run=place.run, began=place.began)
 
 
 def _account(output: Output, revisions: pl.DataFrame) -> int:

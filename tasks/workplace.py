@@ -1,5 +1,6 @@
 """Where a task finds its store, claims and tracker: plain values that travel between processes."""
 
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -32,11 +33,19 @@ class Workplace(Settings):
     """Ask the expert again about drafts that failed (`redraft rerun`); what it has answered is in the ledger."""
     expert_url: str = ""
     """The reference expert of this run, where no `expert.base_url` is configured."""
+    run: str = ""
+    """Name of the run, whose account the limits on the expert look at."""
+    began: float | None = None
+    """Unix seconds at which the run, or its re-run, began."""
 
     @field_validator("database_url")
     @classmethod
     def _holds_no_password(cls, address: str) -> str:
         return database_address(address, name="database_url")
+
+    def for_run(self, run: str) -> "Workplace":
+        """The same place, for a run that begins now."""
+        return self.model_copy(update={"run": run, "began": time.time()})
 
     @property
     def store(self) -> Store:

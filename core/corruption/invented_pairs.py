@@ -61,7 +61,7 @@ def invent_pairs(
 
     Raises:
         ConfigError: if `kinds` is empty or names an unknown kind, or if there is no such prompt.
-        ExpertUnavailable: see ExpertClient; a later call asks only what is not answered yet.
+        ExpertUnavailable, BudgetExceeded: see ExpertClient; a later call asks only what is not answered yet.
     """
     if not kinds or set(kinds) - set(KINDS):
         raise ConfigError(f"pair kinds must be some of {', '.join(KINDS)}; got {list(kinds)}")

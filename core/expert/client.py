@@ -1,6 +1,8 @@
 """The expert over HTTP: many requests at once, each paid for once, every outcome in the ledger before it is used."""
 
 import asyncio
+import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +15,16 @@ from pydantic import SecretStr
 from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import ExpertUnavailable, RowError
+from core.expert.account import Account
+from core.expert.estimate import Use, most_of
 from core.expert.ledger import Ledger, LedgerSession, Reply
-from core.expert.reply import parse_reply
+from core.expert.limiter import Limiter, process_limiter
+from core.expert.limits import Limits
+from core.expert.outcome import failure, judged, use_of
+from core.expert.pictures import fit_image
 from core.expert.request import ExpertRequest
 from core.expert.settings import ExpertSettings
-from core.expert.transport import Completion, RequestFault, Transport
+from core.expert.transport import RequestFault, Transport, Withdrawn
 
 LoadBytes = Callable[[str], bytes]
 T = TypeVar("T")
@@ -39,12 +46,31 @@ class Progress:
 
 
 class ExpertClient:
-    """Asks the expert. Frozen settings, a key that is never printed, and the ledger; safe to use from many threads."""
+    """Asks the expert. Frozen settings, a key that is never printed, and the ledger; safe to use from many threads.
 
-    def __init__(self, settings: ExpertSettings, *, ledger: Ledger, api_key: SecretStr | None = None) -> None:
+    Args:
+        run: whose account the limits on cost, tokens and requests look at; clients of one run share it, in other
+            processes too. Without one the client has an account of its own.
+        began: Unix seconds from which expert.deadline_s counts; without it, now.
+        limiter: how fast to ask; without one, the limiter that all clients of this process and account share.
+    """
+
+    def __init__(
+        self,
+        settings: ExpertSettings,
+        *,
+        ledger: Ledger,
+        api_key: SecretStr | None = None,
+        run: str = "",
+        began: float | None = None,
+        limiter: Limiter | None = None,
+    ) -> None:
         self.settings = settings
         self._ledger = ledger
         self._api_key = api_key
+        self._run = run or uuid.uuid4().hex
+        self._limiter = limiter or process_limiter(settings)
+        self._began = time.time() if began is None else began
 
     def ask(
         self,
@@ -70,13 +96,16 @@ class ExpertClient:
 
         Raises:
             ExpertUnavailable: the endpoint refuses or failed `breaker` times in a row. What was answered is kept.
+            BudgetExceeded: a limit or the deadline was reached. Requests in flight were brought to their end and kept.
         """
         session = self._ledger.session()
+        account = Account(session, self.settings, run=self._run)
         # one thread: SQLite has one writer, and waiting for it must not stop the event loop
         with ThreadPoolExecutor(1, thread_name_prefix="ledger") as thread:
             try:
-                async with Transport(self.settings, self._api_key) as transport:
-                    run = _Run(self.settings, session, transport, thread, load_image, on_progress)
+                async with Transport(self.settings, self._api_key, self._limiter) as transport:
+                    limits = Limits(account, self.settings, began=self._began, thread=thread)
+                    run = _Run(self.settings, session, limits, transport, thread, load_image, on_progress)
                     return await run.all(requests, self._ledger)
             finally:
                 await asyncio.shield(asyncio.get_running_loop().run_in_executor(thread, session.close))
@@ -89,6 +118,7 @@ class _Run:
         self,
         settings: ExpertSettings,
         session: LedgerSession,
+        limits: Limits,
         transport: Transport,
         thread: ThreadPoolExecutor,
         load_image: LoadBytes,
@@ -96,6 +126,7 @@ class _Run:
     ) -> None:
         self._settings = settings
         self._session = session
+        self._limits = limits
         self._transport = transport
         self._thread = thread
         self._load_image = load_image
@@ -105,7 +136,7 @@ class _Run:
         self._waiting: deque[ExpertRequest] = deque()
         self._claimed: deque[ExpertRequest] = deque()
         self._claiming, self._writing = asyncio.Lock(), asyncio.Lock()
-        self._unwritten: list[Reply] = []
+        self._unwritten: list[tuple[Reply, Use]] = []
         self._broken: Exception | None = None
         self._faults_in_a_row = 0
         self._reached = False
@@ -139,7 +170,7 @@ class _Run:
     async def _next(self) -> ExpertRequest | None:
         """A request that is ours to send; None when there is none left. Claims are taken many at a time."""
         async with self._claiming:
-            while self._broken is None and not self._claimed and self._waiting:
+            while not self._claimed and self._waiting and not self._is_stopped():
                 batch = [self._waiting.popleft() for _ in range(min(self._settings.concurrency, len(self._waiting)))]
                 claims = await self._in_thread(partial(self._session.claim, [request.key for request in batch]))
                 for request in batch:
@@ -150,83 +181,65 @@ class _Run:
                         (self._claimed if claim else self._waiting).append(request)
                 if self._waiting and not self._claimed:  # other workers are at all of them
                     await asyncio.sleep(_POLL_S)
-            return self._claimed.popleft() if self._claimed and self._broken is None else None
+            return self._claimed.popleft() if self._claimed and not self._is_stopped() else None
+
+    def _is_stopped(self) -> bool:
+        """Whether the run is given up. Asked while there is something left to send: else nothing is too late."""
+        if self._broken is None:
+            self._broken = self._limits.late()
+        return self._broken is not None
 
     async def _send(self, request: ExpertRequest) -> None:
         try:
             image = await self._image(request)
         except RowError as error:  # no request was made: nothing to record
             await self._in_thread(partial(self._session.release, request.key))
-            self._settle(self._failure(request, str(error)), cached=False)
+            self._settle(failure(self._settings, request, str(error)), cached=False)
             return
+        body = request.body(image)
+        most = most_of(self._settings, body, image)
+        if not await self._limits.admit(most, stopped=self._is_stopped):
+            return  # unsent: the session gives its claim back
         try:
-            completion = await self._transport.complete(request.body(image), stopped=lambda: self._broken is not None)
+            completion = await self._transport.complete(body, tokens=most.tokens, stopped=self._is_stopped)
+        except Withdrawn:
+            await self._limits.settle(most, Use())
+            return
         except RequestFault as error:
-            reply = self._failure(request, str(error), error.attempts)
+            reply = failure(self._settings, request, str(error), error.attempts)
             self._count_fault(error)
         except ExpertUnavailable as error:
-            reply = self._failure(request, str(error), 1)
+            reply = failure(self._settings, request, str(error), 1)
             self._broken = error
         else:
-            reply = self._judge(request, completion)
+            reply = judged(self._settings, request, completion)
             self._reached, self._faults_in_a_row = True, 0
-        await self._record(reply)
+        await self._record(reply, most)
         self._settle(reply, cached=False)
 
-    async def _record(self, reply: Reply) -> None:
+    async def _record(self, reply: Reply, most: Use) -> None:
         """Return when the reply is in the ledger. What arrives while one transaction runs shares the next."""
-        self._unwritten.append(reply)
+        self._unwritten.append((reply, most))
         async with self._writing:
-            if reply in self._unwritten:
+            if (reply, most) in self._unwritten:
                 await self._flush()
 
     async def _flush(self) -> None:
         batch = list(self._unwritten)
         if batch:
-            await self._in_thread(partial(self._session.record, batch))
+            await self._in_thread(partial(self._session.record, [reply for reply, _ in batch]))
             self._unwritten = self._unwritten[len(batch) :]
+            held, used = [most for _, most in batch], [use_of(reply, most) for reply, most in batch]
+            await self._limits.settle(Use.total(held), Use.total(used))
 
     async def _image(self, request: ExpertRequest) -> bytes | None:
         if request.image_sha is None:
             return None
+        sha = request.image_sha
         try:
-            return await asyncio.to_thread(self._load_image, request.image_sha)
+            return await asyncio.to_thread(lambda: fit_image(self._load_image(sha), self._settings))
         except (KeyError, OSError) as error:
             raise RowError("image_missing", f"{request.image_sha}: {type(error).__name__}") from error
-
-    def _judge(self, request: ExpertRequest, completion: Completion) -> Reply:
-        """The completion as an outcome. A reply that is cut off, refused or cannot be read has failed, though paid."""
-        if completion.finish_reason in ("length", "content_filter"):
-            error: str | None = completion.finish_reason
-        elif completion.refusal:
-            error = f"refusal: {completion.refusal[:300]}"
-        else:
-            parsed = parse_reply(completion.content)
-            error = parsed.problems[0] if parsed.verdict == "failed" else None
-        return Reply(
-            key=request.key,
-            status="failed" if error else "answered",
-            model=self._settings.model,
-            prompt_version=request.prompt_version,
-            raw=completion.content,
-            finish_reason=completion.finish_reason,
-            prompt_tokens=completion.prompt_tokens,
-            completion_tokens=completion.completion_tokens,
-            cost_usd=self._cost(completion),
-            latency_s=completion.latency_s,
-            attempts=completion.attempts,
-            error=error,
-        )
-
-    def _failure(self, request: ExpertRequest, error: str, attempts: int = 0) -> Reply:
-        return Reply(
-            key=request.key,
-            status="failed",
-            model=self._settings.model,
-            prompt_version=request.prompt_version,
-            attempts=attempts,
-            error=error,
-        )
 
     def _count_fault(self, error: RequestFault) -> None:
         """Give the endpoint up when it was never reached, or after too many failures in a row."""
@@ -241,14 +254,6 @@ class _Run:
                 f"the expert at {self._transport.address} failed {self._faults_in_a_row} requests in a row, "
                 f"the last with {error}. What it answered so far is kept: run again when it is well"
             )
-
-    def _cost(self, completion: Completion) -> float | None:
-        """US dollars, or None if a price or the usage is unknown."""
-        rates = (self._settings.price_in, self._settings.price_out)
-        counts = (completion.prompt_tokens, completion.completion_tokens)
-        if None in rates or None in counts:
-            return None
-        return sum(rate * count / 1e6 for rate, count in zip(rates, counts, strict=True) if rate and count)
 
     def _settle(self, reply: Reply, *, cached: bool) -> None:
         self._outcomes[reply.key] = reply

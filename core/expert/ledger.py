@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, Float, Integer, String, Text, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from core.claims import Base, Claim
+from core.claims import Base, Claim, create_tables
 from core.errors import StoreError
 
 _PREFIX = "expert:"
@@ -70,10 +70,7 @@ class Ledger:
     def __init__(self, engine: Engine, *, ttl_s: float = 60.0) -> None:
         self._engine = engine
         self._ttl_s = ttl_s
-        try:
-            Base.metadata.create_all(engine)
-        except (OperationalError, ProgrammingError):  # another process created the table at the same moment
-            Base.metadata.create_all(engine)
+        create_tables(engine)
 
     def session(self) -> "LedgerSession":
         """An owner of claims: two sessions exclude each other, also within one process."""
@@ -94,9 +91,9 @@ class LedgerSession:
 
     def __init__(self, ledger: Ledger, engine: Engine, *, ttl_s: float) -> None:
         self._ledger = ledger
-        self._engine = engine
-        self._ttl_s = ttl_s
-        self._owner = uuid.uuid4().hex
+        self.engine = engine
+        self.ttl_s = ttl_s
+        self.owner = uuid.uuid4().hex
         self._insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[engine.dialect.name]
         self.started = time.time()
         self.beat_s = ttl_s / 4
@@ -121,7 +118,7 @@ class LedgerSession:
             set_={name: statement.excluded[name] for name in names},
             where=LedgerRow.status != "answered",
         )
-        with _transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             connection.execute(statement, [asdict(reply) for reply in sorted(replies, key=lambda reply: reply.key)])
             self._delete(connection, {reply.key for reply in replies})
 
@@ -132,14 +129,14 @@ class LedgerSession:
     def beat(self) -> None:
         """Prolong every claim of this session."""
         now = time.time()
-        with _transaction(self._engine) as connection:
-            mine = update(Claim).where(Claim.owner == self._owner)
-            connection.execute(mine.values(heartbeat=now, expires=now + self._ttl_s))
+        with transaction(self.engine) as connection:
+            mine = update(Claim).where(Claim.owner == self.owner)
+            connection.execute(mine.values(heartbeat=now, expires=now + self.ttl_s))
 
     def close(self) -> None:
         """Give back whatever is still claimed, after an interruption."""
-        with _transaction(self._engine) as connection:
-            connection.execute(delete(Claim).where(Claim.owner == self._owner))
+        with transaction(self.engine) as connection:
+            connection.execute(delete(Claim).where(Claim.owner == self.owner))
 
     def _take(self, names: Sequence[str]) -> list[str]:
         """Claim those of `names` that are free or whose holder has expired; returns what is ours."""
@@ -151,28 +148,28 @@ class LedgerSession:
             set_={column: statement.excluded[column] for column in columns},
             where=Claim.expires < now,
         )
-        row = {"owner": self._owner, "heartbeat": now, "expires": now + self._ttl_s}
+        row = {"owner": self.owner, "heartbeat": now, "expires": now + self.ttl_s}
         taken: list[str] = []
-        with _transaction(self._engine) as connection:
+        with transaction(self.engine) as connection:
             # sorted: two sessions that want the same keys must not wait for each other crosswise
             connection.execute(statement, [{"key": name, **row} for name in sorted(names)])
             for chunk in _chunks(names):
-                ours = select(Claim.key).where(Claim.key.in_(chunk), Claim.owner == self._owner)
+                ours = select(Claim.key).where(Claim.key.in_(chunk), Claim.owner == self.owner)
                 taken += connection.scalars(ours)
         return taken
 
     def _give_back(self, keys: set[str]) -> None:
         if keys:
-            with _transaction(self._engine) as connection:
+            with transaction(self.engine) as connection:
                 self._delete(connection, keys)
 
     def _delete(self, connection: Connection, keys: set[str]) -> None:
         for chunk in _chunks([_PREFIX + key for key in sorted(keys)]):
-            connection.execute(delete(Claim).where(Claim.key.in_(chunk), Claim.owner == self._owner))
+            connection.execute(delete(Claim).where(Claim.key.in_(chunk), Claim.owner == self.owner))
 
 
 @contextmanager
-def _transaction(engine: Engine) -> Iterator[Connection]:
+def transaction(engine: Engine) -> Iterator[Connection]:
     """A transaction whose failure (disk full, database gone) is a StoreError that says so."""
     try:
         with engine.begin() as connection:

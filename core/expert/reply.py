@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import json_repair
-
 from core.alignment import Segment
+from core.expert.salvage import salvage
 
 Verdict = Literal["right", "revised", "failed"]
 
@@ -34,12 +33,26 @@ _LISTS = (
     "answer",
 )
 _RIGHT = ("right", "correct")
+_VERDICTS = (*_RIGHT, "verdict", "is_right", "is_correct")
 _RIGHT_PROSE = re.compile(r"""["'*`(\s]*(right|correct)["'*`)\s]*([.!\n]|$)""", re.IGNORECASE)
+_RIGHT_SENTENCE = re.compile(
+    r"""\W*(?:(?:final\s+)?(?:answer|verdict|result|output)\W+)?
+    (?:(?:right|correct|yes)\b\W*)?
+    (?:right|correct
+      |(?:the|this)\s(?:prediction|caption|description|draft|text)\s(?:is|appears\sto\sbe|seems)\s
+       (?:(?:already|completely|entirely|fully|factually)\s)?(?:right|correct|accurate)
+      |(?:there\sare\s)?no\s(?:errors?|mistakes?|corrections?|changes?)
+       (?:\s(?:is|are|was|were))?(?:\s(?:found|needed|necessary|required|detected))?
+    )\W*""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _DOUBT = re.compile(r"[\[{]|\b(but|however|except|wrong|incorrect|should|error)", re.IGNORECASE)
-_THINKING = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.IGNORECASE | re.DOTALL)
+# closed, opened by the chat template before the reply began, or cut off
+_THINKING = re.compile(
+    r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|\A(?:(?!<think).)*?</think(?:ing)?>", re.IGNORECASE | re.DOTALL
+)
 _FENCE = re.compile(r"```[a-zA-Z0-9]*\s*\n(.*?)(?:```|\Z)", re.DOTALL)
 _OPENING = re.compile(r"\{|\[(?=\s*[\[{\"\]])")  # not the brackets of prose
-_FLAT_OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +72,18 @@ def parse_reply(raw: str | None) -> ParsedReply:
 
     Example: 'Sure! ```json\\n{"org": "red", "target": "blue"}\\n```' -> revised, one segment, problems ("not_strict",).
     """
-    text = _THINKING.sub("", raw or "").strip().lstrip("\ufeff")
-    if not text:
-        return ParsedReply(verdict="failed", problems=("empty_reply",))
+    text = (raw or "").strip().lstrip("\ufeff")
     if len(text) > MAX_CHARS:
-        return ParsedReply(verdict="failed", problems=("reply_too_long",))
+        return _failed("reply_too_long")
     if (items := _read(_loads(text))) is not None:
         return _reply(items, [] if text.startswith("{") else ["not_strict"])
+    text = _THINKING.sub("", text).strip()
+    if not text:
+        return _failed("empty_reply")
     for candidate in [*reversed(_FENCE.findall(text)), text]:
         if (items := _last_answer(candidate)) is not None:
             return _reply(items, ["not_strict"])
-    if _RIGHT_PROSE.match(text) and not _DOUBT.search(text):
+    if _RIGHT_SENTENCE.fullmatch(text) or (_RIGHT_PROSE.match(text) and not _DOUBT.search(text)):
         return _reply([], ["not_strict"])
     return _salvage(text)
 
@@ -115,20 +129,25 @@ def _json_values(text: str) -> Iterator[tuple[Any, int, int]]:
 
 
 def _salvage(text: str) -> ParsedReply:
-    """Items of a reply that is not JSON: each closed {...} is repaired by itself, so that none is made up."""
+    """The complete items of a reply that is not JSON; {"segments": []} in such a form is an answer, too."""
     items: list[Segment] = []
     complete, end = False, 0
-    for match in _FLAT_OBJECT.finditer(text):
-        value = json_repair.loads(match.group())
-        read = _read(value)
+    for value, stop in salvage(text):
+        read = _read(value) if _is_whole(value) else None
         if read is not None:
-            complete, end = True, match.end()
+            complete, end = True, stop
             items += read
     if not complete:
-        return ParsedReply(verdict="failed", problems=("no_json",))
-    if "{" in text[end:]:
+        return _failed("no_json")
+    if "{" in text[end:] or ("[" in text[:end] and "]" not in text[end:] and items):
         return _reply(items, ["repaired", "truncated"]) if items else _failed("truncated")
     return _reply(items, ["repaired"])
+
+
+def _is_whole(value: dict[str, Any]) -> bool:
+    """Not half an item: one that names what to replace also says by what."""
+    names = {str(name).strip().lower() for name in value}
+    return bool(names & set(_ORG)) == bool(names & set(_TARGET))
 
 
 def _failed(problem: str) -> ParsedReply:
@@ -173,10 +192,10 @@ def _read_object(value: dict[str, Any], depth: int) -> list[Segment] | None:
     for name in _LISTS:
         if isinstance(fields.get(name), list | dict | str):
             return _read(fields[name], depth + 1)
-    verdicts = [field for name, field in fields.items() if name in (*_RIGHT, "verdict")]
-    if any(field is True or (isinstance(field, str) and field.lower() in _RIGHT) for field in verdicts):
+    verdicts = [field for name, field in fields.items() if name in _VERDICTS]
+    if any(field is True or (isinstance(field, str) and field.strip(" .!").lower() in _RIGHT) for field in verdicts):
         return []
-    nested = [field for field in fields.values() if isinstance(field, list)]
+    nested = [field for field in fields.values() if isinstance(field, list | dict)]
     return _read(nested[0], depth + 1) if len(fields) == 1 and nested else None
 
 

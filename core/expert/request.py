@@ -111,11 +111,16 @@ def make_request(
     prompt = load_prompt(prompt_name)
     parameters = _parameters(settings, name, answer)
     placeholder = f"sha256:{image_sha}" if image_sha else None
-    identity = {
+    identity: dict[str, Any] = {
         "messages": _messages(prompt.text, task, placeholder),
         "parameters": parameters,
         "prompt": prompt.version,
     }
+    if settings.structured == "auto":  # the endpoint decides what becomes of the schema
+        identity["structured"] = "auto"
+    limits = {"max_side": settings.image_max_side, "max_bytes": settings.image_max_bytes}
+    if image_sha and any(limits.values()):  # the expert may see another picture than the one that the sha names
+        identity["image"] = limits
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return ExpertRequest(
         key=hashlib.sha256(canonical.encode()).hexdigest(),
@@ -156,7 +161,9 @@ def _parameters(settings: ExpertSettings, name: str, answer: type[BaseModel]) ->
     parameters: dict[str, Any] = {"model": settings.model, settings.max_tokens_field: settings.max_tokens}
     if settings.temperature is not None:
         parameters["temperature"] = settings.temperature
-    if settings.structured == "json_schema":
+    if settings.structured in ("json_schema", "auto"):
         schema = {"name": name, "strict": True, "schema": answer.model_json_schema()}
         parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
+    elif settings.structured == "json_object":
+        parameters["response_format"] = {"type": "json_object"}
     return parameters

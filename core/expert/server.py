@@ -5,14 +5,9 @@ show faults (see ReferenceSettings), so that clients meet them over real HTTP.
 """
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import hmac
-import io
 import json
-import time
-import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,46 +18,15 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from PIL import Image
-from pydantic import BaseModel, SecretStr
+from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
-from core.expert.pair_request import PairTask, read_pair_task
-from core.expert.pair_rules import invent_by_rule
-from core.expert.request import Task, read_task
-from core.expert.rules import revise_by_rule
+from core.expert.answering import ApiError, ChatRequest, asked_noise, completion, content_of, refuse
 from core.expert.settings import ReferenceSettings
 from core.seeds import rng
 
 _THREADS = 2  # the rules hold the interpreter; more threads would only queue inside it
-_MAX_PIXELS = 64_000_000
 _SHARES = ("429", "500", "malformed", "truncated")
-
-
-class ChatRequest(BaseModel):
-    """What is read of a chat completion request; its other fields are ignored."""
-
-    model: str
-    messages: list[dict[str, Any]]
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    response_format: dict[str, Any] | None = None
-    stream: bool = False
-
-
-class ApiError(Exception):
-    """An answer in OpenAI's error format."""
-
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(status, message)
-        self.status, self.message, self.headers = status, message, headers
-
-    def response(self) -> JSONResponse:
-        """{"error": {"message", "type", "param", "code"}} with its HTTP status."""
-        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, "invalid_request_error")
-        kind = "server_error" if self.status >= 500 else kind
-        error = {"message": self.message, "type": kind, "param": None, "code": None}
-        return JSONResponse({"error": error}, self.status, self.headers)
 
 
 def serve(
@@ -162,11 +126,12 @@ class _Expert:
             raise ApiError(500, "internal error")
         if body.stream:
             raise ApiError(400, "stream: not supported")
-        omits = _omitted_share(body.model, self._settings.model)
-        content = await asyncio.get_running_loop().run_in_executor(self.threads, _content, body, omits)
+        refuse(body, self._settings)
+        noise = asked_noise(body.model, self._settings)
+        content = await asyncio.get_running_loop().run_in_executor(self.threads, content_of, body, noise)
         if fault is None:
             self._count(body)
-        return _completion(body, content, fault)
+        return completion(body, content, fault)
 
     def _next_fault(self) -> str | None:
         """The fault that the next request meets: it depends on the seed and how many came before."""
@@ -188,86 +153,3 @@ class _Expert:
         self.stats["answered"] += 1
         self.stats["repeated"] += digest in self._seen
         self._seen.add(digest)
-
-
-def _omitted_share(asked: str, served: str) -> float:
-    """0 for the model that is served; .3 for "<served>-omits-0.3", which says nothing of so many of the mistakes.
-
-    Answering for any other model would fill a ledger with wrong replies.
-    """
-    name, _, share = asked.partition("-omits-")
-    try:
-        omits = float(share or 0)
-    except ValueError:
-        omits = -1.0
-    if name != served or not 0 <= omits <= 1:
-        raise ApiError(404, f"no model {asked!r}; this server has {served!r} and {served}-omits-SHARE")
-    return omits
-
-
-def _content(body: ChatRequest, omits: float) -> str:
-    """The reply's text: the JSON of the schema if one was asked for, else `right` or a bare list."""
-    task = _read_messages(body.messages)
-    if isinstance(task, PairTask):
-        return invent_by_rule(task).model_dump_json()
-    segments = [
-        {"org": org, "target": target}
-        for org, target in revise_by_rule(task.question, task.ground_truth, task.prediction)
-        if rng("omitted", task.prediction, org).random() >= omits
-    ]
-    if (body.response_format or {}).get("type") in ("json_schema", "json_object"):
-        return json.dumps({"segments": segments}, ensure_ascii=False)
-    return json.dumps(segments, ensure_ascii=False) if segments else "right"
-
-
-def _read_messages(messages: list[dict[str, Any]]) -> Task | PairTask:
-    """The task of the last user message. Its image is decoded as a model would, though the rules do not look at it."""
-    content = next((message.get("content") for message in reversed(messages) if message.get("role") == "user"), None)
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise ApiError(400, "messages: expected a user message of text and image parts")
-    for part in parts:
-        if part.get("type") == "image_url":
-            _decode_image(part.get("image_url"))
-    texts = [part.get("text") for part in parts if part.get("type") == "text"]
-    text = str(texts[0]) if len(texts) == 1 else ""
-    try:
-        return read_pair_task(text) or read_task(text)
-    except ValueError as error:
-        raise ApiError(400, f"messages: {error}") from error
-
-
-def _decode_image(reference: Any) -> None:
-    """Raises ApiError unless it is {"url": a base64 data URL of an image}; addresses are never fetched."""
-    url = reference.get("url") if isinstance(reference, dict) else None
-    head, _, data = url.partition(",") if isinstance(url, str) else ("", "", "")
-    if not (head.startswith("data:image/") and head.endswith(";base64")):
-        raise ApiError(400, "image_url: expected a data URL of a base64 image")
-    try:
-        image = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
-        if image.width * image.height > _MAX_PIXELS:
-            raise ApiError(400, "image_url: the image is too large")
-        image.load()
-    except (binascii.Error, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ApiError(400, f"image_url: no readable image ({type(error).__name__})") from error
-
-
-def _completion(body: ChatRequest, content: str, fault: str | None) -> dict[str, Any]:
-    """OpenAI's chat.completion. A token is counted as four chars."""
-    limit = body.max_completion_tokens or body.max_tokens
-    if fault == "malformed":
-        content = f"I am sorry, I cannot say that as JSON: {content[: len(content) // 2].replace('{', '(')}"
-    cut = len(content) // 2 if fault == "truncated" else 4 * limit if limit else len(content)
-    finish = "length" if cut < len(content) or fault == "truncated" else "stop"
-    content = content[:cut]
-    prompt_tokens = sum(len(json.dumps(message)) for message in body.messages) // 4
-    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": -(-len(content) // 4)}
-    message = {"role": "assistant", "content": content, "refusal": None}
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": body.model,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
-        "usage": {**usage, "total_tokens": sum(usage.values())},
-    }

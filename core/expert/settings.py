@@ -1,11 +1,14 @@
 """Settings of the expert. Free of heavy imports: the command line reads this."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from core.addresses import plain_address, variable_name
+from core.errors import ConfigError
 from core.settings import Settings
+
+Refusable = Literal["json_schema", "json_object", "max_tokens", "max_completion_tokens", "temperature"]
 
 
 class AlignmentSettings(Settings):
@@ -26,16 +29,25 @@ class ExpertSettings(Settings):
     """Name of the environment variable that holds the API key; empty: no key."""
     prompt: str = "revise-v1"
     """Version of the instructions: a file of core/expert/prompts."""
-    structured: Literal["json_schema", "none"] = "json_schema"
-    """json_schema: the endpoint is told the schema of the reply; none: the instructions alone describe it."""
+    structured: Literal["auto", "json_schema", "json_object", "none"] = "json_schema"
+    """json_schema: the endpoint is told the schema of the reply; json_object: only that it is to be JSON; none: the
+    instructions alone describe it; auto: the first of these three that the endpoint takes."""
     temperature: float | None = Field(default=None, ge=0)
-    """Left out: not sent (some reasoning models refuse it)."""
+    """Left out: not sent. Nor is it sent to a model that refuses it, as some reasoning models do."""
     max_tokens: int = Field(default=2048, ge=1)
     """Longest reply; one that is cut off counts as failed."""
     max_tokens_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
-    """What the endpoint calls that limit; older servers know `max_tokens` alone."""
+    """What the endpoint calls that limit. If it refuses the one by name, it gets the other."""
+    image_max_side: int | None = Field(default=None, ge=32)
+    """Pixels of an image's longer side; a larger one is scaled down before it is sent. Left out: any size."""
+    image_max_bytes: int | None = Field(default=None, ge=1024)
+    """Bytes of an encoded image; a larger one is encoded again before it is sent. Left out: any size."""
     concurrency: int = Field(default=32, ge=1)
     """Requests in flight."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """Requests that are sent a minute, evenly spread, by all of a process together; tries count. Left out: no limit."""
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    """Tokens a minute: those of the prompt with its image, and max_tokens, as endpoints count before they answer."""
     timeout_s: float = Field(default=120.0, gt=0)
     """Seconds until a request without an answer is tried again."""
     max_attempts: int = Field(default=6, ge=1)
@@ -50,7 +62,23 @@ class ExpertSettings(Settings):
     """US dollars a million prompt tokens; left out: unknown, so is the cost."""
     price_out: float | None = Field(default=None, ge=0)
     """US dollars a million completion tokens."""
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    """US dollars that a run may spend on the expert, by the prices above. No request is sent that could pass it."""
+    max_tokens_total: int | None = Field(default=None, ge=1)
+    """Prompt and completion tokens that a run may use."""
+    max_requests: int | None = Field(default=None, ge=1)
+    """Requests that a run may send; one that is tried again counts once."""
+    deadline_s: float | None = Field(default=None, gt=0)
+    """Seconds from the beginning of a run, or of its re-run, after which no request is sent."""
     align: AlignmentSettings = AlignmentSettings()
+
+    @model_validator(mode="after")
+    def _knows_what_it_limits(self) -> Self:
+        if self.max_cost_usd is not None and (self.price_in is None or self.price_out is None):
+            raise ConfigError(
+                "expert.max_cost_usd needs expert.price_in and expert.price_out: a cost without prices is none"
+            )
+        return self
 
     @field_validator("base_url")
     @classmethod
@@ -81,5 +109,24 @@ class ReferenceSettings(Settings):
     """Answers with half a reply and finish_reason "length"."""
     retry_after_s: float = Field(default=0.0, ge=0)
     """The Retry-After of a 429."""
+    refuses: tuple[
+        Literal["json_schema", "json_object", "max_tokens", "max_completion_tokens", "temperature"], ...
+    ] = ()
+    """Parameters, and types of response_format, that it answers with a 400."""
+    recall: float = Field(default=1.0, ge=0, le=1)
+    """Share of the mistakes that it names."""
+    precision: float = Field(default=1.0, gt=0, le=1)
+    """Share of its corrections that are ones; the others make a true word wrong."""
+    style_rewrites: float = Field(default=0.0, ge=0, le=1)
+    """Share of the true words with a synonym that it replaces by one."""
+    unequal_length: float = Field(default=0.0, ge=0, le=1)
+    """Share of its segments whose target gets a word more."""
     seed: int = Field(default=0, ge=0)
     """Which of the requests, counted as they arrive, meet which fault."""
+
+    @model_validator(mode="after")
+    def _noise_has_a_name(self) -> Self:
+        flawless = (self.recall, self.precision, self.style_rewrites, self.unequal_length) == (1, 1, 0, 0)
+        if self.model == "reference" and not flawless:
+            raise ConfigError("give a noisy expert a `model` of its own: a ledger must not take it for the reference")
+        return self

@@ -7,22 +7,24 @@
 
 import asyncio
 import email.utils
-import ipaddress
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import openai
 from pydantic import BaseModel, SecretStr, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
+from core.addresses import endpoint_address, is_loopback
 from core.errors import ConfigError, ExpertUnavailable, RowError
+from core.expert.dialect import process_dialects
+from core.expert.limiter import Limiter
 from core.expert.settings import ExpertSettings
 
 CONNECT_ATTEMPTS = 3
+_POLL_S = 0.25
 _RETRYABLE = (408, 409, 429)
 _NO_KEY = "none"  # the SDK insists on a key; local servers ignore it
 
@@ -38,6 +40,10 @@ class RequestFault(RowError):
 
 class EndpointFault(RequestFault):
     """One that nothing is wrong with: the endpoint is ill."""
+
+
+class Withdrawn(Exception):
+    """The request was not sent: the run was given up while it waited for its turn."""
 
 
 class _Message(BaseModel):
@@ -62,6 +68,14 @@ class _Body(BaseModel):
     usage: _Usage | None = None
 
 
+@dataclass
+class _Tries:
+    """How often a request was sent so far, and when last."""
+
+    made: int = 0
+    started: float = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Completion:
     """A reply as it came: `content` may be anything."""
@@ -78,20 +92,26 @@ class Completion:
 class Transport:
     """An open connection pool to one endpoint; an async context manager. The key is never part of a message."""
 
-    def __init__(self, settings: ExpertSettings, api_key: SecretStr | None) -> None:
-        self.address, host = _address(settings.base_url)
+    def __init__(self, settings: ExpertSettings, api_key: SecretStr | None, limiter: Limiter) -> None:
+        self.address, host = endpoint_address(settings.base_url)
         key = api_key.get_secret_value().strip() if api_key else ""
         if not (key.isascii() and key.isprintable()):
             raise ConfigError("the expert's API key holds characters that no HTTP header may hold")
         self._settings = settings
         self._key = key
+        self._limiter = limiter
+        self._dialects, self._first = process_dialects(settings), asyncio.Lock()
+
+        async def hear(response: Any) -> None:
+            limiter.hear(response.headers)
+
         self._client = openai.AsyncOpenAI(
             api_key=key or _NO_KEY,
             base_url=settings.base_url,
             max_retries=0,
             timeout=settings.timeout_s,
             # a proxy for the world is no proxy for this machine
-            http_client=openai.DefaultAioHttpClient(trust_env=not _is_loopback(host)),
+            http_client=openai.DefaultAioHttpClient(trust_env=not is_loopback(host), event_hooks={"response": [hear]}),
         )
 
     async def __aenter__(self) -> Self:
@@ -100,30 +120,70 @@ class Transport:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def complete(self, body: dict[str, Any], *, stopped: Callable[[], bool]) -> Completion:
-        """Send one request; `stopped` ends the tries early.
+    async def complete(self, body: dict[str, Any], *, tokens: int, stopped: Callable[[], bool]) -> Completion:
+        """Send one request, which may take so many tokens, as fast as the limiter allows; `stopped` ends it early.
+
+        Where the endpoint's dialect is not known, the first request finds it out and the others wait for that.
 
         Raises:
+            Withdrawn: `stopped` came before the first try.
             RequestFault: this request cannot be answered.
             EndpointFault: tried often enough; the next request may fare better.
             ExpertUnavailable: no request can be answered.
         """
-        attempts, started = 0, time.monotonic()
+        if not self._dialects.is_known:
+            async with self._first:
+                if not self._dialects.is_known:
+                    try:
+                        return await self._say(body, tokens, stopped)
+                    finally:
+                        self._dialects.is_known = True
+        return await self._say(body, tokens, stopped)
+
+    async def _say(self, body: dict[str, Any], tokens: int, stopped: Callable[[], bool]) -> Completion:
+        """Send the request in a dialect that the endpoint takes."""
+        tries = _Tries()
+        while True:
+            dialect = self._dialects.current
+            try:
+                text = await self._persist(dialect.write(body), tokens, stopped, tries)
+            except (openai.OpenAIError, TimeoutError) as error:
+                if not self._dialects.learn(dialect, error):
+                    raise self._explain(error, tries.made) from None  # its chain holds the request's headers
+            else:
+                latency_s = time.monotonic() - tries.started
+                return _completion(text, redact=self._redact, latency_s=latency_s, attempts=tries.made)
+
+    async def _persist(self, body: dict[str, Any], tokens: int, stopped: Callable[[], bool], tries: "_Tries") -> str:
+        """The answer's text, after as many tries as it takes. Raises what the last one raised."""
+        last: Exception | None = None
         retrying = AsyncRetrying(
             stop=lambda state: stopped() or self._is_enough(state),
             retry=retry_if_exception(_is_retryable),
             wait=self._wait,
             reraise=True,
         )
-        try:
-            async for attempt in retrying:
-                with attempt:
-                    attempts += 1
-                    started = time.monotonic()
-                    text = await self._post(body)
-        except (openai.OpenAIError, TimeoutError) as error:
-            raise self._explain(error, attempts) from None  # its chain holds the request's headers
-        return _completion(text, redact=self._redact, latency_s=time.monotonic() - started, attempts=attempts)
+        async for attempt in retrying:
+            with attempt:
+                if not await self._admitted(tokens, stopped):
+                    raise last or Withdrawn
+                tries.made, tries.started = tries.made + 1, time.monotonic()
+                try:
+                    return await self._post(body)
+                except (openai.OpenAIError, TimeoutError) as error:
+                    last = error
+                    raise
+        raise AssertionError("tenacity raises what the last try raised")
+
+    async def _admitted(self, tokens: int, stopped: Callable[[], bool]) -> bool:
+        """Wait for our place, and for as long as the endpoint wants all to wait; False if `stopped` came first."""
+        wait = self._limiter.book(tokens)
+        while (wait := wait or self._limiter.pause()) > 0:
+            if stopped():
+                return False
+            await asyncio.sleep(min(wait, _POLL_S))
+            wait = max(0.0, wait - _POLL_S)
+        return True
 
     async def _post(self, body: dict[str, Any]) -> str:
         async with asyncio.timeout(self._settings.timeout_s):  # the whole exchange; the client's own is for each read
@@ -218,22 +278,3 @@ def retry_after_s(error: BaseException | None) -> float:
         return max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
     except (KeyError, ValueError):
         return 0.0
-
-
-def _address(base_url: str) -> tuple[str, str]:
-    """The endpoint's address in messages, and its host. Raises ConfigError, which does not repeat what may be a key."""
-    try:
-        parts = urlsplit(base_url)
-        host, port = parts.hostname, f":{parts.port}" if parts.port else ""
-    except ValueError:  # brackets without an IPv6 address, a port that is no number
-        parts, host, port = urlsplit(""), None, ""
-    if parts.scheme not in ("http", "https") or not host:
-        raise ConfigError("expert.base_url is no address of an endpoint: expected http(s)://host/v1")
-    return f"{parts.scheme}://{host}{port}{parts.path}", host
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

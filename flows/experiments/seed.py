@@ -34,7 +34,7 @@ def measure_seed(
 ) -> tuple[float, dict[str, Rows]]:
     """The seconds of all stages that it took, now or before, and experiment -> its rows, for one seed."""
     note_process()
-    settings, here = parse_config(config, run), Workplace.model_validate(place)
+    settings, here = parse_config(config, run), Workplace.model_validate(place).for_run(run)
     runner = ThreadPoolTaskRunner(max_workers=max(1, settings.compute.threads // settings.compute.beside))
     parent = open_pipeline(here, run, {"redraft.run": run, "redraft.config": settings.name}, config)
     models, evaluations = _measured.with_options(task_runner=runner)(settings, here, experiments, parent)

@@ -1,8 +1,6 @@
 """The client against the reference expert, over real HTTP on 127.0.0.1."""
 
-import hashlib
 import http.server
-import io
 import socket
 import threading
 import traceback
@@ -10,7 +8,6 @@ import traceback
 import httpx2
 import openai
 import pytest
-from PIL import Image
 from pydantic import SecretStr
 
 from core.claims import open_database
@@ -19,34 +16,10 @@ from core.expert.client import ExpertClient
 from core.expert.ledger import Ledger
 from core.expert.reply import parse_reply
 from core.expert.request import build_request
-from core.expert.settings import ExpertSettings
 from core.expert.transport import retry_after_s
+from tests.core.expert.asking import IMAGE, IMAGES, SHA, requests, settings
 
 SECRET = "sk-very-secret-123"
-
-
-def png(colour=(200, 0, 0)) -> bytes:
-    data = io.BytesIO()
-    Image.new("RGB", (8, 8), colour).save(data, "png")
-    return data.getvalue()
-
-
-IMAGE = png()
-SHA = hashlib.sha256(IMAGE).hexdigest()
-IMAGES = {SHA: IMAGE}
-
-
-def settings(url: str, **changes) -> ExpertSettings:
-    return ExpertSettings(**({"base_url": url, "backoff_s": 0.01, "max_wait_s": 0.2, "timeout_s": 10} | changes))
-
-
-def requests(config: ExpertSettings, n: int, *, sha: str | None = SHA):
-    return [
-        build_request(
-            config, question="what?", reference=f"item {i} is red", prediction=f"item {i} is blue", image_sha=sha
-        )
-        for i in range(n)
-    ]
 
 
 @pytest.fixture

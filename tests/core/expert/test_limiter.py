@@ -1,0 +1,193 @@
+"""How fast is asked: on a clock of our own, and over real HTTP."""
+
+import asyncio
+import http.server
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.claims import open_database
+from core.errors import BudgetExceeded
+from core.expert.client import ExpertClient
+from core.expert.estimate import most_of
+from core.expert.ledger import Ledger
+from core.expert.limiter import ProcessLimiter, process_limiter, seconds_of, wait_s
+from tests.core.expert.asking import IMAGE, IMAGES, requests, settings
+
+OK = b'{"choices": [{"message": {"content": "right"}, "finish_reason": "stop"}]}'
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(open_database(f"sqlite:///{tmp_path / 'state.db'}"))
+
+
+@given(st.lists(st.tuples(st.floats(0, 20), st.integers(1, 900)), min_size=1, max_size=60))
+def test_no_minute_holds_more_than_the_limits(arrivals):
+    clock = Clock()
+    limiter = ProcessLimiter(20, 6000, clock=clock)
+    sent = []
+    for gap, tokens in arrivals:
+        clock.now += gap
+        sent.append((clock.now + limiter.book(tokens), tokens))
+    for start, _ in sent:
+        window = [tokens for at, tokens in sent if start <= at < start + 60 - 1e-6]
+        assert len(window) <= 20
+        assert sum(window[:-1]) <= 6000  # the last one's share of the rate lies behind it
+
+
+def test_places_are_booked_without_gaps_and_time_that_passes_is_not_saved_up():
+    clock = Clock()
+    limiter = ProcessLimiter(60, clock=clock)
+    assert [limiter.book(1) for _ in range(3)] == [0.0, 1.0, 2.0]
+    clock.now = 100.0
+    assert [limiter.book(1) for _ in range(2)] == [0.0, 1.0]
+
+
+def test_without_limits_nobody_waits():
+    limiter = ProcessLimiter()
+    assert [limiter.book(10**6) for _ in range(3)] == [0.0] * 3
+    assert limiter.pause() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("6m0s", 360), ("20ms", 0.02), ("1h2m3.5s", 3723.5), ("2", 2), ("0s", 0), (" 7s ", 7)]
+)
+def test_durations_are_read_in_all_their_forms(text, seconds):
+    assert seconds_of(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1s", "1d", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match="no duration"):
+        seconds_of(text)
+
+
+@pytest.mark.parametrize(
+    ("remaining", "limit", "reset", "seconds"),
+    [
+        ("0", None, "6s", 6.0),
+        ("0", "60", "60s", 1.0),  # it fills up evenly: one of sixty is there after a second
+        ("1", "60", "59s", 0.0),
+        ("0", "60", "later", 0.0),
+        ("many", "60", "6s", 0.0),
+        (None, "60", "6s", 0.0),
+    ],
+)
+def test_headers_say_when_the_next_request_is_welcome(remaining, limit, reset, seconds):
+    values = {"remaining": remaining, "limit": limit, "reset": reset}
+    headers = {f"x-ratelimit-{name}-requests": value for name, value in values.items() if value is not None}
+    assert wait_s(headers, "requests", 1) == pytest.approx(seconds)
+
+
+def test_a_pause_that_the_endpoint_asks_for_is_for_all_and_bounded():
+    clock = Clock()
+    limiter = ProcessLimiter(most_s=30, clock=clock)
+    limiter.book(500)
+    limiter.hear({"x-ratelimit-remaining-tokens": "499", "x-ratelimit-reset-tokens": "1h"})
+    assert limiter.pause() == 30.0
+    clock.now = 31.0
+    assert limiter.pause() == 0.0
+    limiter.hear({"x-ratelimit-remaining-tokens": "500", "x-ratelimit-reset-tokens": "1h"})
+    assert limiter.pause() == 0.0
+
+
+def test_clients_of_a_process_share_their_accounts_limiter():
+    config = settings("http://127.0.0.1:9/v1", requests_per_minute=7)
+    assert process_limiter(config) is process_limiter(config.model_copy(update={"concurrency": 1}))
+    assert process_limiter(config) is not process_limiter(config.model_copy(update={"model": "other"}))
+
+
+@pytest.mark.parametrize("kind", ["requests", "tokens"])
+def test_two_clients_together_ask_no_faster_than_they_may(start_expert, ledger, kind):
+    expert = start_expert()
+    config = settings(expert.url, concurrency=8)
+    most = most_of(config, requests(config, 1)[0].body(IMAGE), IMAGE).tokens
+    rate = {"requests_per_minute": 1200} if kind == "requests" else {"tokens_per_minute": 1200 * most}
+    config = config.model_copy(update=rate)
+
+    async def both() -> None:
+        batch = requests(config, 24)
+        clients = [ExpertClient(config, ledger=ledger) for _ in range(2)]
+        await asyncio.gather(*(c.ask_async(batch[i::2], IMAGES.__getitem__) for i, c in enumerate(clients)))
+
+    started = time.monotonic()
+    asyncio.run(both())
+    assert time.monotonic() - started >= 23 * 0.05
+    assert expert.stats["requests"] == 24
+
+
+def test_who_waits_for_a_place_does_not_hold_up_the_end(start_expert, ledger):
+    expert = start_expert()
+    config = settings(expert.url, requests_per_minute=1, deadline_s=0.5)
+    started = time.monotonic()
+    with pytest.raises(BudgetExceeded):
+        ExpertClient(config, ledger=ledger).ask(requests(config, 5), IMAGES.__getitem__)
+    assert time.monotonic() - started < 5
+    assert expert.stats["requests"] == 1
+    again = config.model_copy(update={"deadline_s": None, "requests_per_minute": None})
+    assert len(ExpertClient(again, ledger=ledger).ask(requests(config, 5), IMAGES.__getitem__)) == 5
+
+
+def test_a_slow_request_holds_up_no_other(start_expert, ledger):
+    url, times, stop = serve_and_tell({}, slow_first_s=1.0)
+    try:
+        config = settings(url, concurrency=4)
+        ExpertClient(config, ledger=ledger).ask(requests(config, 40), IMAGES.__getitem__)
+    finally:
+        stop()
+    assert times[-1] - times[0] < 1.0
+
+
+def test_the_endpoints_headers_make_everybody_wait(ledger):
+    headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "300ms"}
+    url, times, stop = serve_and_tell(headers)
+    try:
+        config = settings(url, concurrency=1, max_wait_s=5)
+        ExpertClient(config, ledger=ledger).ask(requests(config, 4), IMAGES.__getitem__)
+    finally:
+        stop()
+    assert all(later - earlier >= 0.29 for earlier, later in pairwise(times)), times
+
+
+def serve_and_tell(headers: dict[str, str], *, slow_first_s: float = 0.0):
+    """A server that answers right, with these headers, and the times at which it was asked."""
+    times: list[float] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            times.append(time.monotonic())
+            if len(times) == 1:
+                time.sleep(slow_first_s)
+            self.send_response(200)
+            for name, value in {**headers, "Content-Type": "application/json", "Content-Length": str(len(OK))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(OK)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+
+    return f"http://127.0.0.1:{server.server_address[1]}/v1", times, stop

@@ -1,0 +1,23 @@
+"""What decides a stage's key, and what does not."""
+
+from core.config import PairSettings
+from core.expert.settings import ExpertSettings
+from tasks.pair import PairConfig
+from tasks.revise import ReviseConfig
+
+PLAIN, LIMITED = ExpertSettings(), ExpertSettings(image_max_side=512)
+
+
+def test_work_without_a_limit_on_images_keeps_the_key_that_it_had():
+    fields = {"model", "prompt_version", "structured", "temperature", "max_tokens", "align"}
+    assert set(ReviseConfig.of(PLAIN).model_dump()) == fields
+    assert set(ReviseConfig.of(LIMITED).model_dump()) == fields | {"image_max_side"}
+    assert ReviseConfig.model_validate(ReviseConfig.of(LIMITED).model_dump()) == ReviseConfig.of(LIMITED)
+
+
+def test_pairs_by_an_expert_that_sees_smaller_images_are_other_pairs():
+    by_expert = PairSettings(by="expert")
+    plain, limited = (PairConfig.of(by_expert, expert, seed=0, scenes=False).expert for expert in (PLAIN, LIMITED))
+    assert set(plain) == {"model", "structured", "temperature", "max_tokens"}
+    assert limited == plain | {"image_max_side": 512}
+    assert PairConfig.of(PairSettings(), LIMITED, seed=0, scenes=False).expert is None
