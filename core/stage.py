@@ -143,6 +143,11 @@ class Output:
         if counts.ok == 0:
             raise EmptyOutput(
                 f"stage {self.stage.name} has no good row: rejected {counts.rejected}, failed {counts.failed}"
+                + (
+                    f"; one of them: {detail}"
+                    if (detail := next(iter(self._rejects), {"detail": ""})["detail"])
+                    else ""
+                )
             )
         self._write_rejects()
         if not self.owned():

@@ -15,7 +15,7 @@ from cyclopts.config import Dict
 
 from core.config import RunConfig, config_path, parse_config, read_toml
 from core.errors import ConfigError, RedraftError
-from flows.cli_data import export, ingest, pair, tokens
+from flows.cli_data import estimate, export, ingest, pair, revise, tokens
 from flows.cli_options import DEFAULTS, Config, Json, Limit
 
 app = App(
@@ -24,7 +24,7 @@ app = App(
     version_flags=["--version"],
 )
 
-for _verb in (ingest, pair, export, tokens):
+for _verb in (ingest, pair, estimate, revise, export, tokens):
     app.command(_verb)
 _LENGTH = ("--model.response_length",)
 _SHORT = {

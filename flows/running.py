@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from core.config import RunConfig
-from core.errors import ConfigError, InputError
+from core.errors import ConfigError, InputError, Interrupted
 from flows.finished import finished_as, finished_run
 from flows.remembered import Beginning, recall, remember
 from flows.report import results_table
@@ -124,13 +124,18 @@ def conclude(verb: str, run: str, state: Any, started: float, *, json: bool) -> 
     """Say how a run ended, on the terminal and, if asked, as one line of JSON; the exit code."""
     seconds = time.monotonic() - started
     if not state.is_completed():
-        partial = "PartialFailure" in (state.message or "")
+        partial = is_partial(state)
         say(f"{run} {'is incomplete' if partial else 'failed'}: {reason_of(state)}", style="red")
         say(f"What is finished is kept. Mend the cause, then: redraft rerun {run}")
         if json:
             emit({"verb": verb, "run": run, "outputs": [], "error": reason_of(state), "seconds": round(seconds, 1)})
         return PARTIAL if partial else FAILED
     return present(verb, read_summary(Path(state.result())), seconds, json=json)
+
+
+def is_partial(state: Any) -> bool:
+    """Did a flow stop with work that is kept and can be gone on with, as opposed to failing?"""
+    return isinstance(state.result(raise_on_failure=False), Interrupted)
 
 
 def repeat(verb: str, summary: RunSummary, started: float, *, json: bool) -> int:

@@ -44,6 +44,16 @@ class Progress:
     failed: int = 0
     cost_usd: float | None = None
 
+    def __add__(self, other: "Progress") -> "Progress":
+        costs = [cost for cost in (self.cost_usd, other.cost_usd) if cost is not None]
+        return Progress(
+            total=self.total + other.total,
+            done=self.done + other.done,
+            cached=self.cached + other.cached,
+            failed=self.failed + other.failed,
+            cost_usd=sum(costs) if costs else None,
+        )
+
 
 class ExpertClient:
     """Asks the expert. Frozen settings, a key that is never printed, and the ledger; safe to use from many threads.
