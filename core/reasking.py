@@ -82,7 +82,7 @@ def merge(
 
     def gains(found: Alignment, at_least: int) -> bool:
         unharmed = all(found.segments[index].reason is None for index in standing)
-        return unharmed and found.accepted >= len(standing) + at_least
+        return unharmed and sum(one.reason is None for one in found.segments[len(stay) :]) >= at_least
 
     together = aligned(second)
     outcome = list(together.segments[len(stay) :])
