@@ -35,6 +35,8 @@ class Revised:
     equal: int
     usable_first: int
     usable: int
+    asked: Mapping[str, tuple[ExpertRequest, Reply]]
+    """Every request, first and second, and its outcome, by request key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,10 @@ def revise(
         equal=sum(heard.accepted("equal") for heard in first),
         usable_first=sum(heard.accepted() for heard in first),
         usable=sum(heard.accepted() for heard in final),
+        asked={
+            request.key: (request, (replies | again)[request.key])
+            for request in [*sent, *(reask.request for reask in asked.values())]
+        },
     )
 
 
@@ -143,7 +149,7 @@ def _answers(
     requests: Sequence[ExpertRequest],
     load_image: LoadBytes,
     watch: "_Watch",
-) -> Mapping[str, Reply]:
+) -> dict[str, Reply]:
     """Replies by request key."""
     if not requests:
         return {}

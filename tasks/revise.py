@@ -1,7 +1,6 @@
 """The expert revises: one shard of drafts, through an OpenAI-compatible endpoint."""
 
 import os
-from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -23,7 +22,9 @@ from core.revising import revise as revise_drafts
 from core.settings import Settings
 from core.stage import Output
 from data_contracts import Drafts, Reasks, Revisions
+from tasks.expert_calls import calls_of
 from tasks.running import run, stage_of
+from tasks.trackers import ExpertCall
 from tasks.workplace import Workplace
 
 
@@ -61,14 +62,10 @@ def revise(
 ) -> State:
     """Drafts -> what the expert made of them, aligned to tokens. A draft without a usable revision is counted."""
 
+    calls: list[ExpertCall] = []
+
     def compute(output: Output) -> None:
-        last = Progress(total=0)
-
-        def watch(progress: Progress) -> None:
-            nonlocal last
-            last = replace(progress)
-            output.progress(progress.done, progress.total, {})
-
+        watch = _Watch(output)
         revised = revise_drafts(
             read_table(place.store, drafts, Drafts),
             client=client_of(place, expert),
@@ -76,16 +73,47 @@ def revise(
             load_image=place.image_bytes,
             on_progress=watch,
         )
+        calls.extend(calls_of(revised, expert.traced))
         output.write(Revisions, revised.revisions, counted=False)
         if revised.reasks.height:
             output.write(Reasks, revised.reasks, counted=False)
         ok = _account(output, revised.revisions)
-        sent = {"requests": last.done - last.cached, "from_ledger": last.cached, "cost_usd": last.cost_usd}
-        facts = sent | _tokens(revised) | _yields(revised)
+        facts = watch.facts() | _tokens(revised) | _yields(revised)
         output.commit(rows_in=revised.revisions.height, ok=ok, facts=facts)
 
     inputs = {"tokenizer": [tokenizer], "drafts": [drafts]}
-    return run(place, stage_of("revise", config, inputs), compute, parent=parent, retry_failed=place.retry_failed)
+    return run(
+        place,
+        stage_of("revise", config, inputs),
+        compute,
+        parent=parent,
+        retry_failed=place.retry_failed,
+        afterwards=lambda run_id: place.tracker.log_calls(run_id, calls),
+    )
+
+
+class _Watch:
+    """Shows how the expert gets on, and remembers it."""
+
+    def __init__(self, output: Output) -> None:
+        self._output, self._last = output, Progress(total=0)
+
+    def __call__(self, progress: Progress) -> None:
+        self._last = progress
+        self._output.note(_in_words(progress))
+        self._output.progress(progress.done, progress.total, {})
+
+    def facts(self) -> dict[str, float | None]:
+        """What was sent, what was there, and what was paid."""
+        last = self._last
+        return {"requests": last.done - last.cached, "from_ledger": last.cached, "cost_usd": last.cost_usd}
+
+
+def _in_words(progress: Progress) -> str:
+    """E.g. "1,203 ok, 4 failed, $0.1250"."""
+    failed = f", {progress.failed:,} failed" if progress.failed else ""
+    cost = "" if progress.cost_usd is None else f", ${progress.cost_usd:,.4f}"
+    return f"{progress.done - progress.failed:,} ok{failed}{cost}"
 
 
 def client_of(place: Workplace, expert: ExpertSettings) -> ExpertClient:

@@ -6,6 +6,7 @@ tracker never stops the work: calls that fail are counted, and each kind is repo
 
 import json
 import logging
+import os
 import re
 import threading
 import time
@@ -21,13 +22,13 @@ import requests
 from typing_extensions import override
 
 from core.errors import ServerError
-from tasks.trackers import DatasetInfo, ModelVersion, NullTracker, Status, Tracking
+from tasks.trackers import DatasetInfo, ExpertCall, ModelVersion, NullTracker, Status, Tracking
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow.entities import DatasetInput
 
-__all__ = ["DatasetInfo", "ModelVersion", "NullTracker", "Tracker", "Tracking", "connect"]
+__all__ = ["DatasetInfo", "ExpertCall", "ModelVersion", "NullTracker", "Tracker", "Tracking", "connect"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class Tracker(Tracking):
     """MLflow at `uri`; all runs go to one experiment. Safe to share between threads."""
 
     def __init__(self, uri: str, experiment: str) -> None:
+        # a queue would outlive a server that is gone, and hold up the end of the process for minutes
+        os.environ["MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"] = "false"
         import mlflow  # takes seconds, and a run without a tracker does not need it
         from mlflow.exceptions import MlflowException
 
@@ -193,6 +196,24 @@ class Tracker(Tracking):
     @override
     def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
         self._do("log_file", run_id, lambda: self._client.log_artifact(run_id, str(path), folder))
+
+    @override
+    def log_calls(self, run_id: str, calls: Sequence[ExpertCall]) -> None:
+        for call in calls:
+            self._do("log_calls", run_id, partial(self._trace, run_id, call))
+
+    def _trace(self, run_id: str, call: ExpertCall) -> None:
+        span = self._client.start_trace(
+            call.name,
+            span_type="CHAT_MODEL",
+            inputs=dict(call.asked),
+            attributes=dict(call.facts),
+            experiment_id=self._experiment_id,
+            start_time_ns=int(call.began * 1e9),
+            run_id=run_id,
+        )
+        status, ended = "ERROR" if call.failed else "OK", int(call.ended * 1e9)
+        self._client.end_trace(span.trace_id, outputs=dict(call.answered), status=status, end_time_ns=ended)
 
     @override
     def register_model(

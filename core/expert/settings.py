@@ -74,6 +74,8 @@ class ExpertSettings(Settings):
     """Requests that a run may send; one that is tried again counts once."""
     deadline_s: float | None = Field(default=None, gt=0)
     """Seconds from the beginning of a run, or of its re-run, after which no request is sent."""
+    traced: int = Field(default=16, ge=0)
+    """Requests of a shard that MLflow shows as traces, without their images."""
     align: AlignmentSettings = AlignmentSettings()
 
     @model_validator(mode="after")
