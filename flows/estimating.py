@@ -20,7 +20,7 @@ from flows.stages import drafts_named, staged
 def run_estimate(config: RunConfig, sources: Sequence[str], tokenizer: Path | None, *, json: bool) -> int:
     """Bring the drafts into the store, where they are not there yet, and count. The expert is not started."""
     started = time.monotonic()
-    known, refs = drafts_named(config, sources)
+    known, refs = drafts_named(config, sources, tokenizer)
     with staged("adopt", known, refs, tokenizer, json=json) as outcome:
         if outcome.code != DONE:
             return outcome.code

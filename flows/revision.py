@@ -47,7 +47,7 @@ def revised(config: RunConfig, place: Workplace, drafts: list[Ref], parent: str)
 
 def _adopted(config: RunConfig, place: Workplace, corrections: Ref, folder: str, parent: str) -> list[Ref]:
     if not folder:
-        raise ConfigError("texts become drafts in a model's tokens: name its folder with --tokenizer")
+        raise ConfigError("corrections become drafts in a model's tokens: name the tokenizer's folder with --tokenizer")
     tokenizer = only(keep_tokenizer.submit(place, folder, parent=parent), "tokenizer")
     parts = read_manifest(place.store, corrections.uri).parts
     rows = sum(part.rows or 0 for part in parts if part.table == Corrections.table)

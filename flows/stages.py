@@ -52,15 +52,18 @@ def run_pair(config: RunConfig, samples: str, *, json: bool) -> int:
 
 def run_revise(config: RunConfig, sources: Sequence[str], tokenizer: Path | None, *, json: bool) -> int:
     """The verb `revise`."""
-    known, refs = drafts_named(config, sources)
+    known, refs = drafts_named(config, sources, tokenizer)
     return _run("revise", known, refs, json=json, tokenizer=tokenizer)
 
 
-def drafts_named(config: RunConfig, sources: Sequence[str]) -> tuple[RunConfig, tuple[Ref, ...]]:
+def drafts_named(
+    config: RunConfig, sources: Sequence[str], tokenizer: Path | None
+) -> tuple[RunConfig, tuple[Ref, ...]]:
     """What the user calls drafts: datasets of the store, or one file, which the configuration then names.
 
     Raises:
         InputError: there is no such file or dataset, or a file among several sources.
+        ConfigError: a file, and no tokenizer.
     """
     if not sources:
         raise InputError("name the drafts: a dataset of the store, or a file")
@@ -70,6 +73,8 @@ def drafts_named(config: RunConfig, sources: Sequence[str]) -> tuple[RunConfig, 
         return config, tuple(find_ref(store, source) for source in sources)
     if len(sources) > 1:
         raise InputError(f"give one file, or several datasets of the store; {files[0]} is a file")
+    if tokenizer is None:
+        raise ConfigError("texts become drafts in a model's tokens: name the folder of its tokenizer with --tokenizer")
     return from_file(config, files[0], "auto"), ()
 
 
