@@ -1,8 +1,9 @@
 """What revising some drafts is going to take: requests, tokens and cost, before the first request is sent.
 
 Prompts are there to be counted: with the expert's own tokenizer if it is at hand, at four characters a token if not.
-Replies are not. One is taken to be as long as the segments that the rule of the reference expert finds; where the
-ledger has enough replies of this model to this prompt, as long as those were on average. So are second questions.
+Replies are not. One is taken to be as long as those about other drafts of the same lot were on average, or as all
+replies in the ledger that this model gave to this prompt; where there are too few of both, as the segments that the
+rule of the reference expert finds. Second questions are taken to be as frequent as they were.
 """
 
 import json
@@ -65,7 +66,9 @@ class _Sums:
     seen: set[str] = field(default_factory=set)
     sent: list[ExpertRequest] = field(default_factory=list)
     known: list[float] = field(default_factory=list)
-    """Of requests that were answered: tokens that the endpoint counted, as a multiple of ours."""
+    """Of requests that were answered: prompt tokens that the endpoint counted, as a multiple of ours."""
+    said: list[int] = field(default_factory=list)
+    """And the tokens of their replies."""
 
 
 def forecast(
@@ -87,7 +90,7 @@ def forecast(
         prompt_tokens = round(prompt_tokens * sum(sums.known) / len(sums.known))
         basis.append(f"prompts: corrected by {len(sums.known)} of these drafts that were answered before")
     prompt_tokens += images
-    completion_tokens, said = _replies(sums.sent, settings, ledger, count)
+    completion_tokens, said = _replies(sums, settings, ledger, count)
     again, said_again = _second_questions(len(sums.sent), settings, ledger)
     prompt_tokens += round(again.replies * again.prompt_tokens)
     completion_tokens += round(again.replies * again.completion_tokens)
@@ -138,8 +141,9 @@ def _add(
             sums.prompt_tokens += tokens
             continue
         sums.from_ledger += 1
-        if reply.prompt_tokens:
+        if reply.prompt_tokens and reply.completion_tokens is not None:
             sums.known.append(reply.prompt_tokens / tokens)
+            sums.said.append(reply.completion_tokens)
 
 
 def _text(request: ExpertRequest) -> str:
@@ -157,14 +161,16 @@ def _image_tokens(
     return round(len(shas) * _mean([image_tokens(fit_image(load_image(sha), settings)) for sha in some]))
 
 
-def _replies(
-    requests: Sequence[ExpertRequest], settings: ExpertSettings, ledger: Ledger, count: CountTokens
-) -> tuple[int, str]:
+def _replies(sums: _Sums, settings: ExpertSettings, ledger: Ledger, count: CountTokens) -> tuple[int, str]:
     """Tokens of all replies, and how that is known."""
+    requests = sums.sent
+    if len(sums.said) >= _ENOUGH:
+        tokens = round(len(requests) * _mean(sums.said))
+        return tokens, f"replies: as long as those to {len(sums.said):,} of these drafts on average"
     before = ledger.usage(settings.model, load_prompt(settings.prompt).version)
     if before.replies >= _ENOUGH:
         tokens = round(len(requests) * before.completion_tokens)
-        return tokens, f"replies: as long as {before.replies:,} earlier ones of {settings.model} on average"
+        return tokens, f"replies: as long as {before.replies:,} earlier ones of {settings.model}, to other drafts"
     guessed = [min(count(_reply_by_rule(request)), settings.max_tokens) for request in _spread(requests)]
     return (
         round(len(requests) * _mean(guessed)),
