@@ -69,13 +69,19 @@ def drafts_named(
         raise InputError("name the drafts: a dataset of the store, or a file")
     files = [Path(source) for source in sources if Path(source).is_file()]
     if not files:
-        store = workplace(config.place).store
-        return config, tuple(find_ref(store, source) for source in sources)
+        return config, tuple(_dataset(workplace(config.place).store, source) for source in sources)
     if len(sources) > 1:
         raise InputError(f"give one file, or several datasets of the store; {files[0]} is a file")
     if tokenizer is None:
         raise ConfigError("texts become drafts in a model's tokens: name the folder of its tokenizer with --tokenizer")
     return from_file(config, files[0], "auto"), ()
+
+
+def _dataset(store: Store, name: str) -> Ref:
+    try:
+        return find_ref(store, name)
+    except InputError as error:
+        raise InputError(f"there is no file {name!r}, and {error}") from None
 
 
 def from_file(config: RunConfig, file: Path, format_: FormatName) -> RunConfig:

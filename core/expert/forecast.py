@@ -1,9 +1,9 @@
 """What revising some drafts is going to take: requests, tokens and cost, before the first request is sent.
 
 Prompts are there to be counted: with the expert's own tokenizer if it is at hand, at four characters a token if not.
-Replies are not. One is taken to be as long as those about other drafts of the same lot were on average, or as all
-replies in the ledger that this model gave to this prompt; where there are too few of both, as the segments that the
-rule of the reference expert finds. Second questions are taken to be as frequent as they were.
+Replies are not. One is taken to be as long as those about other drafts of the same lot were on average; where there are
+too few, as the segments that the rule of the reference expert finds, in as many tokens a character as the model has
+taken before. Second questions are taken to be as frequent as they were.
 """
 
 import json
@@ -167,15 +167,17 @@ def _replies(sums: _Sums, settings: ExpertSettings, ledger: Ledger, count: Count
     if len(sums.said) >= _ENOUGH:
         tokens = round(len(requests) * _mean(sums.said))
         return tokens, f"replies: as long as those to {len(sums.said):,} of these drafts on average"
+    guessed = [_reply_by_rule(request) for request in _spread(requests)]
+    said = "replies: as long as the segments that a rule finds"
     before = ledger.usage(settings.model, load_prompt(settings.prompt).version)
-    if before.replies >= _ENOUGH:
-        tokens = round(len(requests) * before.completion_tokens)
-        return tokens, f"replies: as long as {before.replies:,} earlier ones of {settings.model}, to other drafts"
-    guessed = [min(count(_reply_by_rule(request)), settings.max_tokens) for request in _spread(requests)]
-    return (
-        round(len(requests) * _mean(guessed)),
-        "replies: as long as the segments that a rule finds; a model that thinks aloud takes more",
-    )
+    if before.replies >= _ENOUGH and before.characters:
+        rate = before.completion_tokens / before.characters
+        tokens_each = [rate * len(text) for text in guessed]
+        said += f", in tokens as {before.replies:,} earlier replies of {settings.model} were"
+    else:
+        tokens_each = [float(count(text)) for text in guessed]
+        said += "; a model that thinks aloud takes more"
+    return round(len(requests) * _mean([min(tokens, settings.max_tokens) for tokens in tokens_each])), said
 
 
 def _reply_by_rule(request: ExpertRequest) -> str:
@@ -186,7 +188,7 @@ def _reply_by_rule(request: ExpertRequest) -> str:
 
 def _second_questions(requests: int, settings: ExpertSettings, ledger: Ledger) -> tuple[Usage, tuple[str, ...]]:
     """How many second questions there will be, and their average tokens."""
-    none = Usage(replies=0, prompt_tokens=0.0, completion_tokens=0.0)
+    none = Usage(replies=0, prompt_tokens=0.0, completion_tokens=0.0, characters=0.0)
     if not settings.reask:
         return none, ()
     usage = partial(ledger.usage, settings.model)
@@ -198,6 +200,7 @@ def _second_questions(requests: int, settings: ExpertSettings, ledger: Ledger) -
         replies=round(share * requests),
         prompt_tokens=second.prompt_tokens,
         completion_tokens=second.completion_tokens,
+        characters=second.characters,
     )
     return expected, (f"second questions: about {share:.0%} of the drafts, as before",)
 

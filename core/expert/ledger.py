@@ -66,11 +66,12 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """So many replies, and the tokens of one on average."""
+    """So many replies; the tokens of one, and its characters that can be read, on average."""
 
     replies: int
     prompt_tokens: float
     completion_tokens: float
+    characters: float
 
 
 class Ledger:
@@ -97,15 +98,16 @@ class Ledger:
     def usage(self, model: str, prompt_version: str) -> Usage:
         """What answers of this model to this prompt have taken, as far as the endpoint told."""
         tokens = LedgerRow.prompt_tokens, LedgerRow.completion_tokens
-        query = select(func.count(), *(func.avg(column) for column in tokens)).where(
+        query = select(func.count(), *(func.avg(column) for column in (*tokens, func.length(LedgerRow.raw)))).where(
             LedgerRow.model == model,
             LedgerRow.prompt_version == prompt_version,
             LedgerRow.status == "answered",
             *(column.is_not(None) for column in tokens),
         )
         with self._engine.connect() as connection:
-            replies, prompt, completion = connection.execute(query).one()
-        return Usage(replies=replies, prompt_tokens=float(prompt or 0), completion_tokens=float(completion or 0))
+            replies, *means = connection.execute(query).one()
+        prompt, completion, characters = (float(mean or 0) for mean in means)
+        return Usage(replies=replies, prompt_tokens=prompt, completion_tokens=completion, characters=characters)
 
 
 class LedgerSession:
