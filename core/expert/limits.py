@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -56,6 +56,17 @@ class Limits:
                     async with asyncio.timeout(_POLL_S):
                         await self._settled.wait()
         return False
+
+    async def admit_some(self, most: Sequence[Use], *, in_flight: bool) -> int:
+        """How many of these requests, in order, may be sent together now; 0: something in flight has to end first.
+
+        Raises:
+            BudgetExceeded: nothing is in flight, here or elsewhere, and the first could pass a limit.
+        """
+        hold = partial(self._account.hold_some, most)
+        if (count := await self._call(hold)) or in_flight or await self._is_shared():
+            return count
+        return await self._call(hold) or await self._last_try(most[0])
 
     async def settle(self, held: Use, used: Use) -> None:
         """Requests have ended: what they took replaces what was held for them."""
