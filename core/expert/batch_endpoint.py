@@ -4,7 +4,7 @@ Whatever can be repeated without harm is tried again as chat completions are. A 
 paid for twice: our id of it is in its metadata, and is looked for before a second try.
 """
 
-from typing import IO, Any
+from typing import IO
 
 import httpx2
 import openai
@@ -75,12 +75,6 @@ class BatchEndpoint:
                 await self._sdk.files.delete(name)
             except openai.OpenAIError:
                 return  # it expires
-
-    def refusal(self, status: int, body: Any) -> openai.APIStatusError:
-        """The error that a line of a batch stands for, as if its request had been sent alone."""
-        response = httpx2.Response(status, request=httpx2.Request("POST", f"{self._transport.address}{URL}"))
-        about = body.get("error", body) if isinstance(body, dict) else body
-        return openai.APIStatusError(f"Error code: {status} - {body}", response=response, body=about)
 
     async def _find(self, batch: Batch) -> RemoteBatch | None:
         """The batch with our id among those of the account, the newest first."""

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
+import httpx2
+import openai
 from openai.types import Batch as RemoteBatch
 
 from core.errors import ExpertUnavailable
-from core.expert.batch_endpoint import BatchEndpoint
-from core.expert.batch_file import Result
+from core.expert.batch_file import URL, Result
 from core.expert.batch_store import Batch
 from core.expert.ledger import Reply
 from core.expert.outcome import failure, judged
@@ -24,18 +26,11 @@ class BatchJudge:
     broken: why the endpoint as a whole is of no use, once a line has shown it.
     """
 
-    def __init__(
-        self,
-        settings: ExpertSettings,
-        requests: Mapping[str, ExpertRequest],
-        transport: Transport,
-        endpoint: BatchEndpoint,
-    ) -> None:
+    def __init__(self, settings: ExpertSettings, requests: Mapping[str, ExpertRequest], transport: Transport) -> None:
         self.broken: ExpertUnavailable | None = None
         self._settings = settings
         self._requests = requests
         self._transport = transport
-        self._endpoint = endpoint
         self._faults_in_a_row = 0
 
     def outcome(self, result: Result, batch: Batch, seen: RemoteBatch) -> Reply | None:
@@ -49,7 +44,7 @@ class BatchJudge:
                 completion = self._transport.read(json.dumps(body), latency_s=_seconds(seen), attempts=attempt)
                 self._faults_in_a_row, self._transport.dialects.is_known = 0, True
                 return judged(self._settings, request, completion)
-            error = self._endpoint.refusal(status, body)
+            error = self._refusal(status, body)
             may_try = is_retryable(error) and attempt < self._settings.max_attempts
             if self._transport.dialects.learn(batch.dialect, error) or may_try:
                 return None
@@ -59,6 +54,12 @@ class BatchJudge:
         except ExpertUnavailable as fault:
             self.broken = fault
             return failure(self._settings, request, str(fault), attempt)
+
+    def _refusal(self, status: int, body: Any) -> openai.APIStatusError:
+        """The error that there would have been if the request had been sent alone."""
+        response = httpx2.Response(status, request=httpx2.Request("POST", f"{self._transport.address}{URL}"))
+        about = body.get("error", body) if isinstance(body, dict) else body
+        return openai.APIStatusError(f"Error code: {status} - {body}", response=response, body=about)
 
     def _not_executed(self, result: Result, seen: RemoteBatch, attempt: int) -> Reply | None:
         if attempt < self._settings.max_attempts:

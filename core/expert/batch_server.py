@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ValidationError
 from werkzeug.http import parse_options_header
@@ -213,46 +213,38 @@ class Batches:
 
 def batch_routes(batches: Batches, check: Callable[[Request], None]) -> APIRouter:
     """The routes; `check` refuses who has not the key."""
-    router = APIRouter(prefix="/v1")
+    router = APIRouter(prefix="/v1", dependencies=[Depends(check)])
 
     @router.post("/files")
     async def upload(request: Request) -> dict[str, Any]:
-        check(request)
         return await _receive(request, batches)
 
     @router.get("/files/{name}")
-    async def file(request: Request, name: str) -> dict[str, Any]:
-        check(request)
+    async def file(name: str) -> dict[str, Any]:
         return batches.file(name)
 
     @router.get("/files/{name}/content")
-    async def content(request: Request, name: str) -> FileResponse:
-        check(request)
+    async def content(name: str) -> FileResponse:
         return FileResponse(batches.content(name), media_type="application/octet-stream")
 
     @router.delete("/files/{name}")
-    async def delete(request: Request, name: str) -> dict[str, Any]:
-        check(request)
+    async def delete(name: str) -> dict[str, Any]:
         return batches.delete(name)
 
     @router.post("/batches")
-    async def create(request: Request, body: _NewBatch) -> dict[str, Any]:
-        check(request)
+    async def create(body: _NewBatch) -> dict[str, Any]:
         return batches.create(body)
 
     @router.get("/batches")
-    async def page(request: Request, after: str | None = None, limit: int = 20) -> dict[str, Any]:
-        check(request)
+    async def page(after: str | None = None, limit: int = 20) -> dict[str, Any]:
         return batches.page(after, limit)
 
     @router.get("/batches/{name}")
-    async def batch(request: Request, name: str) -> dict[str, Any]:
-        check(request)
+    async def batch(name: str) -> dict[str, Any]:
         return batches.batch(name)
 
     @router.post("/batches/{name}/cancel")
-    async def cancel(request: Request, name: str) -> dict[str, Any]:
-        check(request)
+    async def cancel(name: str) -> dict[str, Any]:
         return batches.cancel(name)
 
     return router

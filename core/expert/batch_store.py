@@ -8,7 +8,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqlalchemy import Engine, Float, Integer, String, Text, delete, insert, select, update
@@ -59,7 +59,7 @@ class Batch:
     """A batch, and those of its `lines` that a worker minds, by request key.
 
     run: whose account it is on; held: whether the most that it may take is counted there already; found: Unix seconds
-    since when this process knows of it.
+    since when this process knows of it; faults: looks in a row at it that failed.
     """
 
     endpoint: str
@@ -73,6 +73,7 @@ class Batch:
     input_file_id: str | None = None
     batch_id: str | None = None
     found: float = field(default_factory=time.time)
+    faults: int = 0
 
 
 class BatchStore:
@@ -84,7 +85,7 @@ class BatchStore:
 
     def add(self, batch: Batch) -> None:
         """Write a batch that is about to be sent."""
-        row = {item.name: getattr(batch, item.name) for item in fields(batch) if item.name not in ("lines", "found")}
+        row = {column.name: getattr(batch, column.name) for column in BatchRow.__table__.columns}
         row |= {"held": int(batch.held), "dialect": json.dumps(asdict(batch.dialect))}
         lines: list[dict[str, Any]] = [
             {

@@ -16,7 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import ExpertUnavailable, RowError
 from core.expert.account import Account
-from core.expert.batch import BatchRun
+from core.expert.batch import ask_in_batches
+from core.expert.batch_books import BatchBooks
 from core.expert.estimate import Use, most_of
 from core.expert.ledger import Ledger, LedgerSession, Reply
 from core.expert.limiter import Limiter, process_limiter
@@ -92,22 +93,19 @@ class ExpertClient:
             try:
                 async with Transport(self.settings, self._api_key, self._limiter) as transport:
                     limits = Limits(account, self.settings, began=self._began, thread=thread)
-                    online = partial(_Run, self.settings, session, limits, transport, thread, load_image)
+                    run = partial(_Run, self.settings, session, limits, transport, thread, load_image)
                     if self.settings.mode == "online":
-                        return await online(on_progress).all(requests, self._ledger)
-                    batch = BatchRun(
-                        self.settings,
-                        session=session,
-                        account=account,
+                        return await run(on_progress).all(requests, self._ledger)
+                    return await ask_in_batches(
+                        requests,
+                        settings=self.settings,
+                        books=BatchBooks(self.settings, self._ledger, session, account, run=self._run, thread=thread),
                         limits=limits,
                         transport=transport,
-                        thread=thread,
                         load_image=load_image,
                         on_progress=on_progress,
-                        run=self._run,
-                        ask_online=lambda some: online(None).all(some, self._ledger),
+                        ask_online=lambda some: run(None).all(some, self._ledger),
                     )
-                    return await batch.all(requests, self._ledger)
             finally:
                 await asyncio.shield(asyncio.get_running_loop().run_in_executor(thread, session.close))
 

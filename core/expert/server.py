@@ -93,7 +93,10 @@ def create_app(settings: ReferenceSettings, api_key: SecretStr | None = None) ->
     async def stats() -> dict[str, int]:
         return {**expert.stats, "batches": batches.count}
 
-    app.include_router(batch_routes(batches, lambda request: _check_key(request, api_key)))
+    def check(request: Request) -> None:
+        _check_key(request, api_key)
+
+    app.include_router(batch_routes(batches, check))
     return app
 
 

@@ -28,8 +28,8 @@ class ExpertSettings(Settings):
     api_key_env: str = ""
     """Name of the environment variable that holds the API key; empty: no key."""
     mode: Literal["online", "batch"] = "online"
-    """batch: requests are handed in as files, through the endpoint's Batch API, and fetched within a day. Most take half
-    the price for that: price_in and price_out are then to be those of a batch."""
+    """batch: requests are handed in as files, through the endpoint's Batch API, and fetched within a day. Most
+    take half of the price then: price_in and price_out are to be those of a batch."""
     batch_poll_s: float = Field(default=30.0, gt=0)
     """Seconds between two looks at a batch; the first come sooner."""
     prompt: str = "revise-v1"

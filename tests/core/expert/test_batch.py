@@ -1,5 +1,6 @@
 """Batch mode over real HTTP: the outcomes of online mode, failed lines sent again, limits kept, nothing sent twice."""
 
+import io
 import json
 import threading
 import time
@@ -8,6 +9,7 @@ from dataclasses import replace
 import httpx
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import update
 
 from core.claims import open_database
 from core.errors import BudgetExceeded, ExpertUnavailable
@@ -15,7 +17,7 @@ from core.expert import batch_file
 from core.expert.account import Account
 from core.expert.answering import ApiError
 from core.expert.batch_server import Batches
-from core.expert.batch_store import BatchStore
+from core.expert.batch_store import BatchRow, BatchStore
 from core.expert.client import ExpertClient
 from core.expert.dialect import _dialects, process_dialects
 from core.expert.estimate import Use, most_of
@@ -189,7 +191,7 @@ def test_files_are_split_at_the_endpoints_limits(start_expert, ledger, monkeypat
     assert all(reply.status == "answered" for reply in ask(config, ledger, 9))
     assert (expert.stats["batches"], expert.stats["requests"]) == (3, 9)
     monkeypatch.undo()
-    monkeypatch.setattr("core.expert.batch.MAX_REQUESTS", 4)
+    monkeypatch.setattr("core.expert.batch_flights.MAX_REQUESTS", 4)
     assert len(ask(config, ledger, 19)) == 19
     assert (expert.stats["batches"], expert.stats["requests"]) == (6, 19)
 
@@ -309,3 +311,109 @@ def test_the_key_is_in_no_file_and_no_word(start_expert, ledger, tmp_path, caplo
     with pytest.raises(ExpertUnavailable, match="API key") as caught:
         ask(settings(expert.url, temperature=0.5), ledger, 3, api_key="sk-wrong-one")
     assert "sk-wrong-one" not in str(caught.value)
+
+
+def test_lines_that_are_missing_or_cannot_be_read_are_sent_again(start_expert, ledger, monkeypatch):
+    content, asked = Batches.content, []
+
+    def mangled(batches, name):
+        path = content(batches, name)
+        if not asked:
+            first, _, *rest = path.read_text().splitlines(keepends=True)
+            path.write_text("".join([first[:-20], "\n", '{"custom_id": "nobody"}\n', *rest]))
+        asked.append(name)
+        return path
+
+    monkeypatch.setattr(Batches, "content", mangled)
+    expert = start_expert()
+    replies = ask(settings(expert.url), ledger, 6)
+    assert [(reply.status, reply.attempts) for reply in replies] == [("answered", 2)] * 2 + [("answered", 1)] * 4
+    assert expert.stats["requests"] == 8
+
+
+def test_a_line_ends_at_a_line_feed_alone():
+    text = '{"custom_id": "a\u2028b\x85c"}\nnot json\n{"custom_id": "d", "more": 1, "response": null}\n[]\n'
+    assert [line.custom_id for line in batch_file.read_results(io.BytesIO(text.encode()))] == ["a\u2028b\x85c", "d"]
+
+
+def test_an_endpoint_that_is_away_for_a_while_is_waited_for_and_for_long_is_not(start_expert, ledger, monkeypatch):
+    batch, looks = Batches.batch, []
+
+    def away(batches, name):
+        looks.append(name)
+        if 1 < len(looks) < 8 or is_down:
+            raise ApiError(503, "overloaded")
+        return batch(batches, name)
+
+    monkeypatch.setattr(Batches, "batch", away)
+    is_down, expert = False, start_expert(batch_delay_s=0.3)
+    assert len(ask(settings(expert.url, max_attempts=2), ledger, 3)) == 3
+    is_down = True
+    config = settings(expert.url, max_attempts=2, breaker=3, temperature=0.5)
+    with pytest.raises(ExpertUnavailable, match=r"does not show its batches: http_503.*run again"):
+        ask(config, ledger, 3)
+    is_down = False
+    assert all(reply.status == "answered" for reply in ask(config, ledger, 3))
+    assert expert.stats["requests"] == 6
+
+
+def test_a_batch_that_the_endpoint_does_not_know_is_sent_again_only_when_it_must_be_gone(start_expert, ledger):
+    expert = start_expert(batch_delay_s=60)
+    config = settings(expert.url, deadline_s=0.2, max_requests=5)
+    with pytest.raises(BudgetExceeded):
+        ask(config, ledger, 5)
+    elsewhere = start_expert()
+    with ledger._engine.begin() as connection:  # as if a key of another account were used
+        connection.execute(update(BatchRow).values(endpoint=elsewhere.url))
+    other = settings(elsewhere.url, max_requests=5)
+    with pytest.raises(ExpertUnavailable, match=r"does not know batch batch_\w+.* 5 of these requests"):
+        ask(other, ledger, 5)
+    assert elsewhere.stats["requests"] == 0
+    with ledger._engine.begin() as connection:
+        connection.execute(update(BatchRow).values(created=time.time() - 49 * 3600))
+    assert all(reply.status == "answered" for reply in ask(other, ledger, 5))
+    assert elsewhere.stats["requests"] == 5
+
+
+def test_two_workers_share_a_batch_of_one_that_left_it_and_each_pays_on_its_account(start_expert, database):
+    expert = start_expert(batch_delay_s=0.5)
+    config = settings(expert.url, deadline_s=0.2, max_requests=10)
+    ledger = Ledger(open_database(database))
+    with pytest.raises(BudgetExceeded):
+        ask(config, ledger, 10, run="monday")
+    results: list[list] = [[], []]
+
+    def work(half: int) -> None:
+        client = ExpertClient(settings(expert.url), ledger=Ledger(open_database(database)), run="tuesday")
+        results[half] = client.ask(requests(config, 10)[half::2], {}.__getitem__)
+
+    threads = [threading.Thread(target=work, args=(half,)) for half in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [reply.status for half in results for reply in half] == ["answered"] * 10
+    assert (expert.stats["requests"], expert.stats["batches"]) == (10, 1)
+    used = spent(ledger, config, "monday")
+    assert (used.requests, used.tokens) == (
+        10,
+        sum(r.prompt_tokens + r.completion_tokens for r in results[0] + results[1]),
+    )
+    assert spent(ledger, config, "tuesday") == Use()
+
+
+def test_a_full_queue_is_waited_for_while_batches_of_ours_are_in_it(start_expert, ledger, monkeypatch):
+    validated, refused = Batches._validated, []
+
+    def one_at_a_time(batches, batch):
+        busy = [other for other in batches._batches.values() if other["status"] == "in_progress"]
+        batches._settings = batches._settings.model_copy(update={"batch_queue": 1 if busy else None})
+        refused.extend([batch["id"]] if busy else [])
+        return validated(batches, batch)
+
+    monkeypatch.setattr(Batches, "_validated", one_at_a_time)
+    monkeypatch.setattr("core.expert.batch_flights.MAX_REQUESTS", 4)
+    expert = start_expert(latency_s=0.3)
+    replies = ask(settings(expert.url), ledger, 8)
+    assert all((reply.status, reply.attempts) == ("answered", 1) for reply in replies)
+    assert (expert.stats["requests"], expert.stats["batches"], len(refused)) == (8, 3, 1)
