@@ -80,7 +80,7 @@ class _BatchRun:
 
     async def work(self) -> None:
         """Claim, look, send, until every request has an outcome or the run is given up."""
-        wait = _FIRST_WAIT_S
+        first_wait = wait = min(_FIRST_WAIT_S, self._settings.batch_poll_s)
         while self._is_left():
             moved = await self._claim()
             moved |= await self._flights.look()
@@ -89,10 +89,10 @@ class _BatchRun:
                 raise broken  # what is under way stays at the endpoint, for a later run
             moved |= await self._send_all()
             if moved:
-                wait = _FIRST_WAIT_S
+                wait = first_wait
             else:
-                await asyncio.sleep(min(wait, self._settings.batch_poll_s))
-                wait *= 2
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, self._settings.batch_poll_s)
 
     def _is_left(self) -> bool:
         return bool(self._waiting or self._ready or self._flights.again or self._flights.batches)

@@ -66,7 +66,9 @@ class Limits:
         hold = partial(self._account.hold_some, most)
         if (count := await self._call(hold)) or in_flight or await self._is_shared():
             return count
-        return await self._call(hold) or await self._last_try(most[0])
+        if count := await self._call(hold):  # what others had in flight may have ended since
+            return count
+        raise await self._exceeded(most[0])
 
     async def settle(self, held: Use, used: Use) -> None:
         """Requests have ended: what they took replaces what was held for them."""
@@ -87,7 +89,10 @@ class Limits:
         """What others had in flight may have ended since the first try."""
         if await self._try(most):
             return True
-        raise BudgetExceeded(f"{await self._call(partial(self._account.reached, most))}. {_GO_ON}")
+        raise await self._exceeded(most)
+
+    async def _exceeded(self, most: Use) -> BudgetExceeded:
+        return BudgetExceeded(f"{await self._call(partial(self._account.reached, most))}. {_GO_ON}")
 
     async def _call(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -255,14 +256,32 @@ def test_tokens_and_dollars_never_pass_the_limit_but_come_near_it(start_expert, 
     assert expert.stats["repeated"] == 0
 
 
-def test_after_the_deadline_a_batch_is_left_to_the_endpoint_and_a_later_run_fetches_it(start_expert, ledger):
-    expert = start_expert(batch_delay_s=0.5)
-    config = settings(expert.url, deadline_s=0.2, max_requests=5)
+@pytest.fixture
+def late_after_sending(monkeypatch):
+    """An hour passes while the first batch is created: a deadline of half an hour is then over."""
+    create, passed = Batches.create, []
+
+    def slow(batches, new):
+        passed.append(3600)
+        return create(batches, new)
+
+    monkeypatch.setattr(Batches, "create", slow)
+    monkeypatch.setattr("core.expert.limits.time", SimpleNamespace(time=lambda: time.time() + sum(passed[:1])))
+    return {"deadline_s": 1800}
+
+
+def leave(config, ledger, n, **options):
     with pytest.raises(BudgetExceeded, match=r"expert\.deadline_s"):
-        ask(config, ledger, 5)
+        ask(config, ledger, n, **options)
+
+
+def test_after_the_deadline_a_batch_is_left_to_the_endpoint_and_a_later_run_fetches_it(
+    start_expert, ledger, late_after_sending
+):
+    expert = start_expert(batch_delay_s=0.5)
+    config = settings(expert.url, max_requests=5)
+    leave(config.model_copy(update=late_after_sending), ledger, 5)
     assert spent(ledger, config).requests == 5  # held
-    while expert.stats["answered"] < 5:
-        time.sleep(0.02)
     replies = ask(config, ledger, 5, images={})
     assert all(reply.status == "answered" for reply in replies)
     assert (expert.stats["batches"], expert.stats["requests"]) == (1, 5)
@@ -357,11 +376,11 @@ def test_an_endpoint_that_is_away_for_a_while_is_waited_for_and_for_long_is_not(
     assert expert.stats["requests"] == 6
 
 
-def test_a_batch_that_the_endpoint_does_not_know_is_sent_again_only_when_it_must_be_gone(start_expert, ledger):
+def test_a_batch_that_the_endpoint_does_not_know_is_sent_again_only_when_it_must_be_gone(
+    start_expert, ledger, late_after_sending
+):
     expert = start_expert(batch_delay_s=60)
-    config = settings(expert.url, deadline_s=0.2, max_requests=5)
-    with pytest.raises(BudgetExceeded):
-        ask(config, ledger, 5)
+    leave(settings(expert.url, max_requests=5, **late_after_sending), ledger, 5)
     elsewhere = start_expert()
     with ledger._engine.begin() as connection:  # as if a key of another account were used
         connection.execute(update(BatchRow).values(endpoint=elsewhere.url))
@@ -375,12 +394,12 @@ def test_a_batch_that_the_endpoint_does_not_know_is_sent_again_only_when_it_must
     assert elsewhere.stats["requests"] == 5
 
 
-def test_two_workers_share_a_batch_of_one_that_left_it_and_each_pays_on_its_account(start_expert, database):
+def test_two_workers_share_a_batch_of_one_that_left_it_and_each_pays_on_its_account(
+    start_expert, database, late_after_sending
+):
     expert = start_expert(batch_delay_s=0.5)
-    config = settings(expert.url, deadline_s=0.2, max_requests=10)
-    ledger = Ledger(open_database(database))
-    with pytest.raises(BudgetExceeded):
-        ask(config, ledger, 10, run="monday")
+    config, ledger = settings(expert.url, max_requests=10), Ledger(open_database(database))
+    leave(config.model_copy(update=late_after_sending), ledger, 10, run="monday")
     results: list[list] = [[], []]
 
     def work(half: int) -> None:
@@ -417,3 +436,38 @@ def test_a_full_queue_is_waited_for_while_batches_of_ours_are_in_it(start_expert
     replies = ask(settings(expert.url), ledger, 8)
     assert all((reply.status, reply.attempts) == ("answered", 1) for reply in replies)
     assert (expert.stats["requests"], expert.stats["batches"], len(refused)) == (8, 3, 1)
+
+
+def test_a_creation_of_which_nothing_is_heard_is_looked_for_by_a_later_run(start_expert, ledger, monkeypatch):
+    create = Batches.create
+
+    def silent(*args):
+        if len(args) == 2:
+            create(*args)
+        raise ApiError(503, "overloaded")
+
+    expert = start_expert()
+    config = settings(expert.url, max_attempts=2, max_requests=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "create", silent)
+        patch.setattr(Batches, "page", lambda *_: silent())
+        with pytest.raises(ExpertUnavailable, match=r"takes no batch: http_503.* run again"):
+            ask(config, ledger, 5)
+    assert spent(ledger, config).requests == 5  # held: they may be answered
+    assert all(reply.status == "answered" for reply in ask(config, ledger, 5, images={}))
+    assert (expert.stats["batches"], expert.stats["requests"]) == (1, 5)
+
+
+def test_a_creation_that_is_refused_leaves_nothing_behind(start_expert, ledger, monkeypatch):
+    def refuse(*_):
+        raise ApiError(400, "billing hard limit has been reached")
+
+    expert = start_expert()
+    config = settings(expert.url, max_requests=5)
+    monkeypatch.setattr(Batches, "create", refuse)
+    with pytest.raises(ExpertUnavailable, match="billing hard limit"):
+        ask(config, ledger, 5)
+    assert spent(ledger, config) == Use()
+    assert lines_left(ledger, config, 5) == 0
+    monkeypatch.undo()
+    assert len(ask(config, ledger, 5)) == 5
