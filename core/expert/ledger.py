@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, Float, Integer, String, Text, delete, select, update
+from sqlalchemy import Connection, Engine, Float, Integer, String, Text, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Mapped, mapped_column
@@ -64,6 +64,15 @@ class Reply:
     error: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """So many replies, and the tokens of one on average."""
+
+    replies: int
+    prompt_tokens: float
+    completion_tokens: float
+
+
 class Ledger:
     """The replies in a shared database. Blocking: an event loop calls it from a thread."""
 
@@ -84,6 +93,19 @@ class Ledger:
                 rows = connection.execute(select(LedgerRow.__table__).where(LedgerRow.key.in_(chunk)))
                 found |= {row["key"]: Reply(**row) for row in rows.mappings()}
         return found
+
+    def usage(self, model: str, prompt_version: str) -> Usage:
+        """What answers of this model to this prompt have taken, as far as the endpoint told."""
+        tokens = LedgerRow.prompt_tokens, LedgerRow.completion_tokens
+        query = select(func.count(), *(func.avg(column) for column in tokens)).where(
+            LedgerRow.model == model,
+            LedgerRow.prompt_version == prompt_version,
+            LedgerRow.status == "answered",
+            *(column.is_not(None) for column in tokens),
+        )
+        with self._engine.connect() as connection:
+            replies, prompt, completion = connection.execute(query).one()
+        return Usage(replies=replies, prompt_tokens=float(prompt or 0), completion_tokens=float(completion or 0))
 
 
 class LedgerSession:

@@ -22,6 +22,16 @@ class Progress:
     failed: int = 0
     cost_usd: float | None = None
 
+    def __add__(self, other: "Progress") -> "Progress":
+        costs = [cost for cost in (self.cost_usd, other.cost_usd) if cost is not None]
+        return Progress(
+            total=self.total + other.total,
+            done=self.done + other.done,
+            cached=self.cached + other.cached,
+            failed=self.failed + other.failed,
+            cost_usd=sum(costs) if costs else None,
+        )
+
 
 class Tally:
     """The outcomes of one call, and who is told about them."""

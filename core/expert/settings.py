@@ -34,6 +34,8 @@ class ExpertSettings(Settings):
     """Seconds between two looks at a batch; the first come sooner."""
     prompt: str = "revise-v1"
     """Version of the instructions: a file of core/expert/prompts."""
+    reask: bool = True
+    """Ask once more about segments that could not be placed, or not at that length, with the reason."""
     structured: Literal["auto", "json_schema", "json_object", "none"] = "json_schema"
     """json_schema: the endpoint is told the schema of the reply; json_object: only that it is to be JSON; none: the
     instructions alone describe it; auto: the first of these three that the endpoint takes."""
@@ -63,6 +65,8 @@ class ExpertSettings(Settings):
     """Longest wait between two tries, whatever the endpoint asks for."""
     breaker: int = Field(default=20, ge=1)
     """Stop when so many requests in a row have failed for good."""
+    tokenizer: str = ""
+    """Folder of the expert's own tokenizer, with which `redraft estimate` counts prompts; empty: by their length."""
     price_in: float | None = Field(default=None, ge=0)
     """US dollars a million prompt tokens; left out: unknown, so is the cost."""
     price_out: float | None = Field(default=None, ge=0)
@@ -76,6 +80,8 @@ class ExpertSettings(Settings):
     deadline_s: float | None = Field(default=None, gt=0)
     """Seconds from the beginning of a run, or of its re-run, after which no request is sent. A batch that is not ready
     then is left to the endpoint, and a later run fetches it."""
+    traced: int = Field(default=16, ge=0)
+    """Requests of a shard that MLflow shows as traces, without their images."""
     align: AlignmentSettings = AlignmentSettings()
 
     @model_validator(mode="after")
@@ -133,12 +139,15 @@ class ReferenceSettings(Settings):
     """Share of the true words with a synonym that it replaces by one."""
     unequal_length: float = Field(default=0.0, ge=0, le=1)
     """Share of its segments whose target gets a word more."""
+    compliance: float = Field(default=1.0, ge=0, le=1)
+    """Share of those that it mends when it is asked again."""
     seed: int = Field(default=0, ge=0)
     """Which of the requests, counted as they arrive, meet which fault."""
 
     @model_validator(mode="after")
     def _noise_has_a_name(self) -> Self:
-        flawless = (self.recall, self.precision, self.style_rewrites, self.unequal_length) == (1, 1, 0, 0)
+        faults = (self.recall, self.precision, self.style_rewrites, self.unequal_length, self.compliance)
+        flawless = faults == (1, 1, 0, 0, 1)
         if self.model == "reference" and not flawless:
             raise ConfigError("give a noisy expert a `model` of its own: a ledger must not take it for the reference")
         return self

@@ -268,8 +268,10 @@ class Failed:
     def is_completed(self) -> bool:
         return False
 
-    def result(self) -> None:
-        raise self.error
+    def result(self, raise_on_failure: bool = True) -> Exception:
+        if raise_on_failure:
+            raise self.error
+        return self.error
 
 
 @pytest.mark.parametrize("text", [MARKUP, "bytes \udce9 of another encoding"])
