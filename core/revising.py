@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from core.alignment import AlignedSegment, Alignment, DraftTokens, TextCodec, align
-from core.expert.client import ExpertClient, LoadBytes, Progress
+from core.expert.client import ExpertClient
 from core.expert.ledger import Reply
+from core.expert.progress import LoadBytes, Progress
 from core.expert.reply import parse_reply
 from core.expert.request import ExpertRequest, build_request
 from core.expert.settings import ExpertSettings

@@ -10,8 +10,9 @@ from prefect.client.schemas.objects import State
 from pydantic import SecretStr, SerializerFunctionWrapHandler, model_serializer
 
 from core.errors import ConfigError
-from core.expert.client import ExpertClient, Progress
+from core.expert.client import ExpertClient
 from core.expert.ledger import Ledger
+from core.expert.progress import Progress
 from core.expert.reask_request import PROMPT as REASK_PROMPT
 from core.expert.request import load_prompt
 from core.expert.settings import AlignmentSettings, ExpertSettings

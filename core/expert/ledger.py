@@ -90,7 +90,7 @@ class Ledger:
         """The last outcome of each of `keys` that has one."""
         found: dict[str, Reply] = {}
         with self._engine.connect() as connection:
-            for chunk in _chunks(keys):
+            for chunk in chunks(keys):
                 rows = connection.execute(select(LedgerRow.__table__).where(LedgerRow.key.in_(chunk)))
                 found |= {row["key"]: Reply(**row) for row in rows.mappings()}
         return found
@@ -177,7 +177,7 @@ class LedgerSession:
         with transaction(self.engine) as connection:
             # sorted: two sessions that want the same keys must not wait for each other crosswise
             connection.execute(statement, [{"key": name, **row} for name in sorted(names)])
-            for chunk in _chunks(names):
+            for chunk in chunks(names):
                 ours = select(Claim.key).where(Claim.key.in_(chunk), Claim.owner == self.owner)
                 taken += connection.scalars(ours)
         return taken
@@ -188,7 +188,7 @@ class LedgerSession:
                 self._delete(connection, keys)
 
     def _delete(self, connection: Connection, keys: set[str]) -> None:
-        for chunk in _chunks([_PREFIX + key for key in sorted(keys)]):
+        for chunk in chunks([_PREFIX + key for key in sorted(keys)]):
             connection.execute(delete(Claim).where(Claim.key.in_(chunk), Claim.owner == self.owner))
 
 
@@ -202,5 +202,6 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         raise StoreError(f"the ledger of expert replies cannot be written: {error.orig}") from error
 
 
-def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+def chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    """As many at a time as a statement may name."""
     return (keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK))

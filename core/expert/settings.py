@@ -27,6 +27,11 @@ class ExpertSettings(Settings):
     """Model name, as the endpoint calls it."""
     api_key_env: str = ""
     """Name of the environment variable that holds the API key; empty: no key."""
+    mode: Literal["online", "batch"] = "online"
+    """batch: requests are handed in as files, through the endpoint's Batch API, and fetched within a day. Most
+    take half of the price then: price_in and price_out are to be those of a batch."""
+    batch_poll_s: float = Field(default=30.0, gt=0)
+    """Seconds between two looks at a batch; the first come sooner."""
     prompt: str = "revise-v1"
     """Version of the instructions: a file of core/expert/prompts."""
     reask: bool = True
@@ -73,7 +78,8 @@ class ExpertSettings(Settings):
     max_requests: int | None = Field(default=None, ge=1)
     """Requests that a run may send; one that is tried again counts once."""
     deadline_s: float | None = Field(default=None, gt=0)
-    """Seconds from the beginning of a run, or of its re-run, after which no request is sent."""
+    """Seconds from the beginning of a run, or of its re-run, after which no request is sent. A batch that is not ready
+    then is left to the endpoint, and a later run fetches it."""
     traced: int = Field(default=16, ge=0)
     """Requests of a shard that MLflow shows as traces, without their images."""
     align: AlignmentSettings = AlignmentSettings()
@@ -119,6 +125,12 @@ class ReferenceSettings(Settings):
         Literal["json_schema", "json_object", "max_tokens", "max_completion_tokens", "temperature"], ...
     ] = ()
     """Parameters, and types of response_format, that it answers with a 400."""
+    batch_delay_s: float = Field(default=0.0, ge=0)
+    """Wait before a batch is begun."""
+    batch_answers: int | None = Field(default=None, ge=0)
+    """Requests of a batch that are answered before it expires; left out: all."""
+    batch_queue: int | None = Field(default=None, ge=1)
+    """Requests that a batch may hold; a larger one fails as one does that passes the limit of enqueued tokens."""
     recall: float = Field(default=1.0, ge=0, le=1)
     """Share of the mistakes that it names."""
     precision: float = Field(default=1.0, gt=0, le=1)
