@@ -8,11 +8,10 @@ import asyncio
 import atexit
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager
-from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from pydantic import SecretStr
@@ -26,7 +25,9 @@ R = TypeVar("R")
 _THREADS = 16
 """Images that are loaded and encoded at once: a store may be far away."""
 _IDLE_TRANSPORTS = 4
-_POLL_S = 0.5
+_SHOW_S = 0.1
+"""How often reports are looked for: a thread that woke for each would take the interpreter from the loop."""
+_STOP_S = 1.0
 
 
 class Reports(Generic[R]):
@@ -63,13 +64,15 @@ def run_blocking(work: Work[R, T], show: Callable[[R], None] | None) -> T:
 
     An interruption of this thread cancels the work and waits for its end.
     """
-    queue: SimpleQueue[R | None] = SimpleQueue()
-    reports: Reports[R] = Reports(show, queue.put)
+    waiting: deque[R] = deque()
+    reports: Reports[R] = Reports(show, waiting.append)
     task = process_background().start(work(reports))
-    task.done.add_done_callback(lambda _: queue.put(None))
     try:
-        while (report := _next(queue)) is not None:
-            reports.show(report)
+        is_done = False
+        while not is_done:  # a wait without an end would hold back what is raised in this thread
+            is_done = bool(wait([task.done], timeout=_SHOW_S).done)
+            while waiting:
+                reports.show(waiting.popleft())
     except BaseException:
         task.cancel()
         wait([task.done])
@@ -94,14 +97,6 @@ async def run_awaited(work: Work[R, T], show: Callable[[R], None] | None) -> T:
     if reports.error is not None:
         raise reports.error
     return waiter.result()
-
-
-def _next(queue: "SimpleQueue[R | None]") -> R | None:
-    while True:
-        try:
-            return queue.get(timeout=_POLL_S)  # a wait without an end would hold back what is raised in this thread
-        except Empty:
-            continue
 
 
 class _Task(Generic[T]):
@@ -163,9 +158,9 @@ class Background:
     def stop(self) -> None:
         """Close everything, at the end of the process."""
         task = self.start(self._close(keep=0))
-        wait([task.done], timeout=_POLL_S)
+        wait([task.done], timeout=_STOP_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_POLL_S)
+        self._thread.join(_STOP_S)
 
     async def _close(self, *, keep: int) -> None:
         """Close the transports that nobody uses but the `keep` last used."""
