@@ -30,10 +30,9 @@ class Behaviour:
         """The latencies of a period: evenly spaced quantiles in a fixed random order."""
         if self.p99_s is None:
             return [self.latency_s] * _PERIOD
-        normal = statistics.NormalDist(
-            sigma=math.log(self.p99_s / self.latency_s) / statistics.NormalDist().inv_cdf(0.99)
-        )
-        drawn = [self.latency_s * math.exp(normal.inv_cdf((i + 0.5) / _PERIOD)) for i in range(_PERIOD)]
+        normal = statistics.NormalDist()
+        sigma = math.log(self.p99_s / self.latency_s) / normal.inv_cdf(0.99)
+        drawn = [self.latency_s * math.exp(sigma * normal.inv_cdf((i + 0.5) / _PERIOD)) for i in range(_PERIOD)]
         random.Random(0).shuffle(drawn)
         return drawn
 
