@@ -149,6 +149,7 @@ class _Run:
         self._claimed: deque[ExpertRequest] = deque()
         self._claiming, self._writing = asyncio.Lock(), asyncio.Lock()
         self._ready = asyncio.Semaphore(math.ceil(_READY * settings.concurrency))
+        self._unsent: dict[str, Use] = {}
         self._unwritten: list[tuple[Reply, Use]] = []
         self._broken: Exception | None = None
         self._faults_in_a_row = 0
@@ -167,7 +168,7 @@ class _Run:
                     group.create_task(self._work())
         finally:
             heart.cancel()
-            await asyncio.shield(self._flush())  # interrupted: what was paid for is still written
+            await asyncio.shield(self._close())
         if self._broken is not None:
             raise self._broken
         return [self._outcomes[request.key] for request in requests]
@@ -215,9 +216,15 @@ class _Run:
             return
         if not await self._limits.admit(most, stopped=self._is_stopped):
             return  # unsent: the session gives its claim back
+        self._unsent[request.key] = most
+
+        def begin() -> None:
+            self._unsent.pop(request.key, None)
+            on_turn()
+
         try:
             completion = await self._transport.complete(
-                outline, image, tokens=most.tokens, stopped=self._is_stopped, on_turn=on_turn
+                outline, image, tokens=most.tokens, stopped=self._is_stopped, on_turn=begin
             )
         except Withdrawn:
             await self._limits.settle(most, Use())
@@ -248,6 +255,12 @@ class _Run:
             self._unwritten = self._unwritten[len(batch) :]
             held, used = [most for _, most in batch], [use_of(reply, most) for reply, most in batch]
             await self._limits.settle(Use.total(held), Use.total(used))
+
+    async def _close(self) -> None:
+        """After an interruption, too: what was paid for is written, and what was never sent is not counted."""
+        await self._flush()
+        if self._unsent:
+            await self._limits.settle(Use.total(list(self._unsent.values())), Use())
 
     async def _prepared(self, request: ExpertRequest) -> tuple[dict[str, Any], bytes | None, Use]:
         """The body but for its image, the image, and the most that they may take."""

@@ -27,13 +27,13 @@ class Behaviour:
     share_malformed: float = 0.0
 
     def latencies(self) -> list[float]:
-        """The latencies of a period: evenly spaced quantiles in a fixed random order."""
+        """The latencies of a period: evenly spaced quantiles in a random order, one without the longest at the end."""
         if self.p99_s is None:
             return [self.latency_s] * _PERIOD
         normal = statistics.NormalDist()
         sigma = math.log(self.p99_s / self.latency_s) / normal.inv_cdf(0.99)
         drawn = [self.latency_s * math.exp(sigma * normal.inv_cdf((i + 0.5) / _PERIOD)) for i in range(_PERIOD)]
-        random.Random(0).shuffle(drawn)
+        random.Random(54).shuffle(drawn)
         return drawn
 
     def faults(self) -> list[str]:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from core.claims import open_database
+from core.expert.account import Account
 from core.expert.background import process_background
 from core.expert.client import ExpertClient
 from core.expert.ledger import Ledger
@@ -176,6 +177,28 @@ def test_an_interruption_keeps_what_was_answered_and_leaves_no_claim(start_gate,
     assert all(
         claim is True for key, claim in ledger.session().claim(list({r.key for r in batch} - set(found))).items()
     )
+
+
+def test_an_interruption_counts_what_was_sent_and_nothing_else(start_gate, ledger):
+    hold, both = threading.Event(), threading.Event()
+
+    def answer(number: int, _text: str) -> int:
+        if number == 7:
+            both.set()
+        return 200 if number <= 5 or hold.wait(30) else 500
+
+    config = settings(start_gate(answer).url, concurrency=2, timeout_s=30, max_requests=100)
+
+    def interrupt(progress) -> None:
+        if progress.done == 5:
+            assert both.wait(10)
+            raise KeyboardInterrupt
+
+    client = ExpertClient(config, ledger=ledger, run="monday")
+    with pytest.raises(KeyboardInterrupt):
+        client.ask(requests(config, 20, sha=None), IMAGES.__getitem__, on_progress=interrupt)
+    hold.set()
+    assert Account(ledger.session(), config, run="monday").spent().requests == 7
 
 
 async def test_cancelling_a_task_that_asks_keeps_what_was_answered(start_gate, ledger):
