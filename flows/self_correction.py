@@ -19,7 +19,7 @@ from tasks.rounds import close_round, open_round
 from tasks.workplace import Workplace
 
 _SHARDS_ASKING = 4
-"""Shards that share `expert.concurrency`: while one aligns its last replies, the others keep the expert busy."""
+"""Shards that share the places in flight: while one waits for its last replies, the others keep the expert busy."""
 
 
 class Round(Settings):
@@ -122,6 +122,5 @@ def draft_shards(config: RunConfig, place: Workplace, number: int, model: Ref, s
 def revise_shards(config: RunConfig, place: Workplace, tokenizer: Ref, drafts: list[Ref], run: str) -> list[Ref]:
     """The expert's revisions of each shard of drafts."""
     asking, together = ReviseConfig.of(config.expert), min(len(drafts), config.expert.concurrency, _SHARDS_ASKING)
-    expert = config.expert.model_copy(update={"concurrency": config.expert.concurrency // together})
-    tasks = [partial(revise.submit, place, asking, expert, tokenizer, shard, parent=run) for shard in drafts]
+    tasks = [partial(revise.submit, place, asking, config.expert, tokenizer, shard, parent=run) for shard in drafts]
     return side_by_side("revision shards", together, tasks)

@@ -1,21 +1,23 @@
 """The expert over HTTP: many requests at once, each paid for once, every outcome in the ledger before it is used."""
 
 import asyncio
+import math
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import SecretStr
 from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import ExpertUnavailable, RowError
 from core.expert.account import Account
+from core.expert.background import Reports, process_background, run_awaited, run_blocking
 from core.expert.batch import ask_in_batches
 from core.expert.batch_books import BatchBooks
 from core.expert.estimate import Use, most_of
@@ -31,6 +33,10 @@ from core.expert.transport import RequestFault, Transport, Withdrawn
 
 T = TypeVar("T")
 _POLL_S = 0.25
+_WORKERS = 2
+"""Requests that are worked on, for each that may be in flight: some are made ready, recorded, or to be tried again."""
+_READY = 0.5
+"""Requests that are made ready before there is a place for them, as a share of those in flight."""
 
 
 class ExpertClient:
@@ -67,8 +73,8 @@ class ExpertClient:
         *,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> list[Reply]:
-        """`ask_async` for callers without an event loop."""
-        return asyncio.run(self.ask_async(requests, load_image, on_progress=on_progress))
+        """`ask_async` for callers without an event loop; on_progress is called in the caller's thread."""
+        return run_blocking(partial(self._ask, requests, load_image), on_progress)
 
     async def ask_async(
         self,
@@ -86,16 +92,22 @@ class ExpertClient:
             ExpertUnavailable: the endpoint refuses or failed `breaker` times in a row. What was answered is kept.
             BudgetExceeded: a limit or the deadline was reached. Requests in flight were brought to their end and kept.
         """
+        return await run_awaited(partial(self._ask, requests, load_image), on_progress)
+
+    async def _ask(
+        self, requests: Sequence[ExpertRequest], load_image: LoadBytes, reports: Reports[Progress]
+    ) -> list[Reply]:
         session = self._ledger.session()
         account = Account(session, self.settings, run=self._run)
         # one thread: SQLite has one writer, and waiting for it must not stop the event loop
         with ThreadPoolExecutor(1, thread_name_prefix="ledger") as thread:
             try:
-                async with Transport(self.settings, self._api_key, self._limiter) as transport:
+                connection = process_background().transport(self.settings, self._api_key, self._limiter)
+                async with connection as transport:
                     limits = Limits(account, self.settings, began=self._began, thread=thread)
                     run = partial(_Run, self.settings, session, limits, transport, thread, load_image)
                     if self.settings.mode == "online":
-                        return await run(on_progress).all(requests, self._ledger)
+                        return await run(reports).all(requests, self._ledger)
                     return await ask_in_batches(
                         requests,
                         settings=self.settings,
@@ -103,8 +115,8 @@ class ExpertClient:
                         limits=limits,
                         transport=transport,
                         load_image=load_image,
-                        on_progress=on_progress,
-                        ask_online=lambda some: run(None).all(some, self._ledger),
+                        on_progress=reports.put,
+                        ask_online=lambda some: run(Reports.unheard()).all(some, self._ledger),
                     )
             finally:
                 await asyncio.shield(asyncio.get_running_loop().run_in_executor(thread, session.close))
@@ -121,7 +133,7 @@ class _Run:
         transport: Transport,
         thread: ThreadPoolExecutor,
         load_image: LoadBytes,
-        on_progress: Callable[[Progress], None] | None,
+        reports: Reports[Progress],
     ) -> None:
         self._settings = settings
         self._session = session
@@ -129,12 +141,14 @@ class _Run:
         self._transport = transport
         self._thread = thread
         self._load_image = load_image
-        self._on_progress = on_progress
+        self._reports = reports
         self._progress = Progress(total=0)
         self._outcomes: dict[str, Reply] = {}
         self._waiting: deque[ExpertRequest] = deque()
         self._claimed: deque[ExpertRequest] = deque()
         self._claiming, self._writing = asyncio.Lock(), asyncio.Lock()
+        self._ready = asyncio.Semaphore(math.ceil(_READY * settings.concurrency))
+        self._unsent: dict[str, Use] = {}
         self._unwritten: list[tuple[Reply, Use]] = []
         self._broken: Exception | None = None
         self._faults_in_a_row = 0
@@ -149,11 +163,11 @@ class _Run:
         heart = asyncio.create_task(self._keep_claims())
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._settings.concurrency, len(self._waiting))):
+                for _ in range(min(_WORKERS * self._settings.concurrency, len(self._waiting))):
                     group.create_task(self._work())
         finally:
             heart.cancel()
-            await asyncio.shield(self._flush())  # interrupted: what was paid for is still written
+            await asyncio.shield(self._close())
         if self._broken is not None:
             raise self._broken
         return [self._outcomes[request.key] for request in requests]
@@ -162,7 +176,10 @@ class _Run:
         """Send requests until none is left or the run is given up; one in flight is always brought to its end."""
         try:
             while (request := await self._next()) is not None:
-                await self._send(request)
+                await self._ready.acquire()
+                with ExitStack() as ready:
+                    ready.callback(self._ready.release)
+                    await self._send(request, on_turn=ready.close)
         except Exception as error:
             self._broken = error  # raised when the requests in flight have ended: they may be paid for
 
@@ -185,22 +202,29 @@ class _Run:
     def _is_stopped(self) -> bool:
         """Whether the run is given up. Asked while there is something left to send: else nothing is too late."""
         if self._broken is None:
-            self._broken = self._limits.late()
+            self._broken = self._reports.error or self._limits.late()
         return self._broken is not None
 
-    async def _send(self, request: ExpertRequest) -> None:
+    async def _send(self, request: ExpertRequest, on_turn: Callable[[], None]) -> None:
+        """Make the request ready, send it when there is a place in flight, and record what came of it."""
         try:
-            image = await self._image(request)
+            outline, image, most = await self._prepared(request)
         except RowError as error:  # no request was made: nothing to record
             await self._in_thread(partial(self._session.release, request.key))
             self._settle(failure(self._settings, request, str(error)), cached=False)
             return
-        body = request.body(image)
-        most = most_of(self._settings, body, image)
         if not await self._limits.admit(most, stopped=self._is_stopped):
             return  # unsent: the session gives its claim back
+        self._unsent[request.key] = most
+
+        def begin() -> None:
+            self._unsent.pop(request.key, None)
+            on_turn()
+
         try:
-            completion = await self._transport.complete(body, tokens=most.tokens, stopped=self._is_stopped)
+            completion = await self._transport.complete(
+                outline, image, tokens=most.tokens, stopped=self._is_stopped, on_turn=begin
+            )
         except Withdrawn:
             await self._limits.settle(most, Use())
             return
@@ -231,14 +255,27 @@ class _Run:
             held, used = [most for _, most in batch], [use_of(reply, most) for reply, most in batch]
             await self._limits.settle(Use.total(held), Use.total(used))
 
-    async def _image(self, request: ExpertRequest) -> bytes | None:
+    async def _close(self) -> None:
+        """After an interruption, too: what was paid for is written, and what was never sent is not counted."""
+        await self._flush()
+        if self._unsent:
+            await self._limits.settle(Use.total(list(self._unsent.values())), Use())
+
+    async def _prepared(self, request: ExpertRequest) -> tuple[dict[str, Any], bytes | None, Use]:
+        """The body but for its image, the image, and the most that they may take."""
         if request.image_sha is None:
-            return None
-        sha = request.image_sha
+            return self._weighed(request, None)
+        return await asyncio.to_thread(self._with_image, request, request.image_sha)
+
+    def _with_image(self, request: ExpertRequest, sha: str) -> tuple[dict[str, Any], bytes | None, Use]:
         try:
-            return await asyncio.to_thread(lambda: fit_image(self._load_image(sha), self._settings))
+            return self._weighed(request, fit_image(self._load_image(sha), self._settings))
         except (KeyError, OSError) as error:
-            raise RowError("image_missing", f"{request.image_sha}: {type(error).__name__}") from error
+            raise RowError("image_missing", f"{sha}: {type(error).__name__}") from error
+
+    def _weighed(self, request: ExpertRequest, image: bytes | None) -> tuple[dict[str, Any], bytes | None, Use]:
+        outline = request.outline()
+        return outline, image, most_of(self._settings, outline, image)
 
     def _count_fault(self, error: RequestFault) -> None:
         """Give the endpoint up when it was never reached, or after too many failures in a row."""
@@ -268,8 +305,7 @@ class _Run:
 
     def _report(self, **changes: float | None) -> None:
         self._progress = replace(self._progress, **changes)  # type: ignore[arg-type] # ints stay ints
-        if self._on_progress is not None:
-            self._on_progress(self._progress)
+        self._reports.put(self._progress)
 
     async def _keep_claims(self) -> None:
         while True:

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, Float, Integer, String, Text, delete, func, select, update
@@ -143,7 +143,7 @@ class LedgerSession:
             where=LedgerRow.status != "answered",
         )
         with transaction(self.engine) as connection:
-            connection.execute(statement, [asdict(reply) for reply in sorted(replies, key=lambda reply: reply.key)])
+            connection.execute(statement, [vars(reply) for reply in sorted(replies, key=lambda reply: reply.key)])
             self._delete(connection, {reply.key for reply in replies})
 
     def release(self, key: str) -> None:

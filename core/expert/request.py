@@ -18,6 +18,8 @@ from core.errors import ConfigError
 from core.expert.settings import ExpertSettings
 
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "image/webp"}
+_IMAGE = "image"
+_QUOTED_IMAGE = b'"url":"image"'
 
 
 class Task(BaseModel):
@@ -71,7 +73,13 @@ class ExpertRequest:
 
     def body(self, image: bytes | None) -> dict[str, Any]:
         """The arguments of a chat completion; `image` are the encoded bytes that `image_sha` names."""
-        url = data_url(image) if image is not None else None
+        return self._body(data_url(image) if image is not None else None)
+
+    def outline(self) -> dict[str, Any]:
+        """`body` with a placeholder for the image, which `encode` puts in."""
+        return self._body(_IMAGE if self.image_sha else None)
+
+    def _body(self, url: str | None) -> dict[str, Any]:
         return {"messages": _messages(self.instructions, self.task, url), **self.parameters}
 
 
@@ -144,10 +152,23 @@ def read_task(text: str) -> Task:
         raise ValueError("the user message must be a JSON object of question, ground_truth and prediction") from error
 
 
+def encode(outline: dict[str, Any], image: bytes | None) -> bytes:
+    """The JSON of a body. Base64 needs no escapes: megabytes of an image are put in as they are, not walked through."""
+    text = json.dumps(outline, ensure_ascii=False, separators=(",", ":")).encode()
+    if image is None:
+        return text
+    before, after = text.split(_QUOTED_IMAGE, 1)  # no text can imitate it: the quotes in a text are escaped
+    return b"".join((before, b'"url":"', _url_head(image), base64.b64encode(image), b'"', after))
+
+
 def data_url(image: bytes) -> str:
     """The image as a data URL; its media type is read from its first bytes."""
+    return (_url_head(image) + base64.b64encode(image)).decode()
+
+
+def _url_head(image: bytes) -> bytes:
     kind = next((kind for magic, kind in _MAGIC.items() if image.startswith(magic)), "application/octet-stream")
-    return f"data:{kind};base64,{base64.b64encode(image).decode()}"
+    return f"data:{kind};base64,".encode()
 
 
 def _messages(instructions: str, task: BaseModel, url: str | None) -> list[dict[str, Any]]:

@@ -50,7 +50,7 @@ class ExpertSettings(Settings):
     image_max_bytes: int | None = Field(default=None, ge=1024)
     """Bytes of an encoded image; a larger one is encoded again before it is sent. Left out: any size."""
     concurrency: int = Field(default=32, ge=1)
-    """Requests in flight."""
+    """Requests in flight, of all that a process asks with these settings."""
     requests_per_minute: float | None = Field(default=None, gt=0)
     """Requests that are sent a minute, evenly spread, by all of a process together; tries count. Left out: no limit."""
     tokens_per_minute: float | None = Field(default=None, gt=0)

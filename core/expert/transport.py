@@ -11,19 +11,23 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import partial
+from typing import Any
 
+import httpx2
 import openai
 from pydantic import BaseModel, SecretStr, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
 from core.addresses import endpoint_address, is_loopback
 from core.errors import ConfigError, ExpertUnavailable, RowError
-from core.expert.dialect import process_dialects
+from core.expert.dialect import Dialect, process_dialects
 from core.expert.limiter import Limiter
+from core.expert.request import encode
 from core.expert.settings import ExpertSettings
 
 CONNECT_ATTEMPTS = 3
+_IDLE_S = 4.0
 _POLL_S = 0.25
 _RETRYABLE = (408, 409, 429)
 _NO_KEY = "none"  # the SDK insists on a key; local servers ignore it
@@ -44,6 +48,10 @@ class EndpointFault(RequestFault):
 
 class Withdrawn(Exception):
     """The request was not sent: the run was given up while it waited for its turn."""
+
+
+class _Outdated(Exception):
+    """The body is written in a dialect that another request was refused for in the meantime."""
 
 
 class _Message(BaseModel):
@@ -72,6 +80,7 @@ class _Body(BaseModel):
 class _Tries:
     """How often a request was sent so far, and when last."""
 
+    on_turn: Callable[[], None]
     made: int = 0
     started: float = 0.0
 
@@ -90,7 +99,10 @@ class Completion:
 
 
 class Transport:
-    """An open connection pool to one endpoint; an async context manager. The key is never part of a message."""
+    """An open connection pool to one endpoint, for all that ask it: together they have `concurrency` in flight.
+
+    The key is never part of a message.
+    """
 
     def __init__(self, settings: ExpertSettings, api_key: SecretStr | None, limiter: Limiter) -> None:
         self.address, host = endpoint_address(settings.base_url)
@@ -101,6 +113,7 @@ class Transport:
         self._key = key
         self._limiter = limiter
         self.dialects, self._first = process_dialects(settings), asyncio.Lock()
+        self._slots = asyncio.Semaphore(settings.concurrency)
 
         async def hear(response: Any) -> None:
             limiter.hear(response.headers)
@@ -111,18 +124,27 @@ class Transport:
             max_retries=0,
             timeout=settings.timeout_s,
             # a proxy for the world is no proxy for this machine
-            http_client=openai.DefaultAioHttpClient(trust_env=not is_loopback(host), event_hooks={"response": [hear]}),
+            http_client=openai.DefaultAioHttpClient(
+                trust_env=not is_loopback(host), event_hooks={"response": [hear]}, limits=_limits(settings.concurrency)
+            ),
         )
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
+    async def close(self) -> None:
+        """Close all connections."""
         await self.sdk.close()
 
-    async def complete(self, body: dict[str, Any], *, tokens: int, stopped: Callable[[], bool]) -> Completion:
+    async def complete(
+        self,
+        outline: dict[str, Any],
+        image: bytes | None,
+        *,
+        tokens: int,
+        stopped: Callable[[], bool],
+        on_turn: Callable[[], None] = lambda: None,
+    ) -> Completion:
         """Send one request, which may take so many tokens, as fast as the limiter allows; `stopped` ends it early.
 
+        `on_turn` is called before each try, when there is a free place in flight: another may be made ready now.
         Where the endpoint's dialect is not known, the first request finds it out and the others wait for that.
 
         Raises:
@@ -131,41 +153,53 @@ class Transport:
             EndpointFault: tried often enough; the next request may fare better.
             ExpertUnavailable: no request can be answered.
         """
+        tries = _Tries(on_turn)
         if not self.dialects.is_known:
             async with self._first:
                 if not self.dialects.is_known:
                     try:
-                        return await self._say(body, tokens, stopped)
+                        return await self._say(outline, image, tokens, stopped, tries)
                     finally:
                         self.dialects.is_known = True
-        return await self._say(body, tokens, stopped)
+        return await self._say(outline, image, tokens, stopped, tries)
 
-    async def _say(self, body: dict[str, Any], tokens: int, stopped: Callable[[], bool]) -> Completion:
+    async def _say(
+        self, outline: dict[str, Any], image: bytes | None, tokens: int, stopped: Callable[[], bool], tries: "_Tries"
+    ) -> Completion:
         """Send the request in a dialect that the endpoint takes."""
-        tries = _Tries()
         while True:
             dialect = self.dialects.current
+            encode_it = partial(encode, dialect.write(outline), image)
+            body = encode_it() if image is None else await asyncio.to_thread(encode_it)
             try:
-                text = await self._persist(dialect.write(body), tokens, stopped, tries)
+                text = await self._persist(dialect, body, tokens, stopped, tries)
+            except _Outdated:
+                continue
             except (openai.OpenAIError, TimeoutError) as error:
                 if not self.dialects.learn(dialect, error):
                     raise self.explain(error, tries.made) from None  # its chain holds the request's headers
             else:
                 return self.read(text, latency_s=time.monotonic() - tries.started, attempts=tries.made)
 
-    async def _persist(self, body: dict[str, Any], tokens: int, stopped: Callable[[], bool], tries: "_Tries") -> str:
-        """The answer's text, after as many tries as it takes. Raises what the last one raised."""
+    async def _persist(
+        self, dialect: Dialect, body: bytes, tokens: int, stopped: Callable[[], bool], tries: "_Tries"
+    ) -> str:
+        """The answer's text, after as many tries as it takes. Raises what the last one raised, or _Outdated."""
         last: Exception | None = None
         async for attempt in self.retrying(stopped):
             with attempt:
-                if not await self._admitted(tokens, stopped):
-                    raise last or Withdrawn
-                tries.made, tries.started = tries.made + 1, time.monotonic()
-                try:
-                    return await self._post(body)
-                except (openai.OpenAIError, TimeoutError) as error:
-                    last = error
-                    raise
+                async with self._slots:  # free again while this request waits to be tried again
+                    tries.on_turn()
+                    if self.dialects.current != dialect:
+                        raise _Outdated
+                    if stopped() or not await self._admitted(tokens, stopped):
+                        raise last or Withdrawn
+                    tries.made, tries.started = tries.made + 1, time.monotonic()
+                    try:
+                        return await self._post(body)
+                    except (openai.OpenAIError, TimeoutError) as error:
+                        last = error
+                        raise
         raise AssertionError("tenacity raises what the last try raised")
 
     def retrying(self, stopped: Callable[[], bool] = lambda: False) -> AsyncRetrying:
@@ -187,10 +221,10 @@ class Transport:
             wait = max(0.0, wait - _POLL_S)
         return True
 
-    async def _post(self, body: dict[str, Any]) -> str:
+    async def _post(self, body: bytes) -> str:
         async with asyncio.timeout(self._settings.timeout_s):  # the whole exchange; the client's own is for each read
             # not the typed method: it walks the body field by field, which took as long as all the rest
-            return await self.sdk.post("/chat/completions", cast_to=str, body=body)
+            return await self.sdk.post("/chat/completions", cast_to=str, content=body)
 
     def read(self, text: str, *, latency_s: float, attempts: int) -> Completion:
         """The body of a chat completion. Raises EndpointFault if it is none."""
@@ -229,6 +263,11 @@ class Transport:
     def redact(self, text: str) -> str:
         """The text, cut short, without the key."""
         return (text.replace(self._key, "***") if self._key else text)[:300]
+
+
+def _limits(concurrency: int) -> httpx2.Limits:
+    """A connection for each request in flight. Servers close idle ones after 5 s: ours are gone before."""
+    return httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency, keepalive_expiry=_IDLE_S)
 
 
 def _advice(status: int) -> str:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import ConfigError
-from core.expert.request import Task, build_request, load_prompt, read_task
+from core.expert.request import Task, build_request, encode, load_prompt, read_task
 from core.expert.settings import ExpertSettings
 
 PNG = b"\x89PNG\r\n\x1a\nrest"
@@ -37,6 +37,16 @@ def test_the_body_is_a_chat_completion_with_image_schema_and_limits():
     assert schema["schema"]["additionalProperties"] is False
     assert schema["schema"]["$defs"]["SegmentModel"]["additionalProperties"] is False
     assert "temperature" not in body
+
+
+@pytest.mark.parametrize(
+    "text", ["a disc", 'a "url":"image" of \\"url\\":\\"image\\" {"url":"image"}', "数 \n\t\x01 image"]
+)
+@pytest.mark.parametrize("image", [PNG, None])
+def test_what_is_sent_is_the_json_of_the_body_whatever_the_texts_say(text, image):
+    texts = dict.fromkeys(("question", "reference", "prediction"), text)
+    request = build_request(SETTINGS, **texts, image_sha="a" * 64 if image else None)
+    assert json.loads(encode(request.outline(), image)) == request.body(image)
 
 
 @pytest.mark.parametrize(
