@@ -20,7 +20,7 @@ from core.expert.server import make_server
 from core.manifest import MANIFEST, Manifest, Ref, read_manifest, read_table
 from core.store import LocalStore, image_path
 from core.worlds.scenes import synthesize
-from data_contracts import Revisions, Samples
+from data_contracts import Reasks, Revisions, Samples
 from flows.experiments.catalogue import CATALOGUE
 from flows.experiments.seed import measure_seed
 from flows.finished import finished_run
@@ -164,9 +164,10 @@ def test_tokens_are_those_of_the_ledger_and_drafts_that_share_a_request_count_on
     store, shared = LocalStore(place.home / "store"), 0
     for folder, manifest in manifests(place).items():
         if manifest.producer.stage == "revise":
-            rows = read_table(store, Ref(uri=folder, digest=manifest.digest, kind="dataset"), Revisions)
-            replies = Ledger(place.engine).find(rows["request_key"].unique().to_list())
-            shared += rows.height - len(replies)
+            ref = Ref(uri=folder, digest=manifest.digest, kind="dataset")
+            keys = [key for table in (Revisions, Reasks) for key in read_table(store, ref, table)["request_key"]]
+            replies = Ledger(place.engine).find(list(set(keys)))
+            shared += len(keys) - len(replies)
             assert manifest.facts["prompt_tokens"] == sum(reply.prompt_tokens or 0 for reply in replies.values())
             assert manifest.facts["cost_usd"] is None, "the reference expert has no price"
     assert shared > 0, "some drafts are alike, or this shows nothing"
