@@ -21,6 +21,7 @@ from core.addresses import endpoint_address, is_loopback
 from core.errors import ConfigError, ExpertUnavailable, RowError
 from core.expert.dialect import process_dialects
 from core.expert.limiter import Limiter
+from core.expert.redaction import Redaction
 from core.expert.settings import ExpertSettings
 
 CONNECT_ATTEMPTS = 3
@@ -98,7 +99,7 @@ class Transport:
         if not (key.isascii() and key.isprintable()):
             raise ConfigError("the expert's API key holds characters that no HTTP header may hold")
         self._settings = settings
-        self._key = key
+        self._redaction = Redaction(key)
         self._limiter = limiter
         self._dialects, self._first = process_dialects(settings), asyncio.Lock()
 
@@ -152,7 +153,7 @@ class Transport:
                     raise self._explain(error, tries.made) from None  # its chain holds the request's headers
             else:
                 latency_s = time.monotonic() - tries.started
-                return _completion(text, redact=self._redact, latency_s=latency_s, attempts=tries.made)
+                return _completion(text, self._redaction, latency_s=latency_s, attempts=tries.made)
 
     async def _persist(self, body: dict[str, Any], tokens: int, stopped: Callable[[], bool], tries: "_Tries") -> str:
         """The answer's text, after as many tries as it takes. Raises what the last one raised."""
@@ -221,7 +222,7 @@ class Transport:
         return EndpointFault("bad_response", said, attempts)
 
     def _redact(self, text: str) -> str:
-        return (text.replace(self._key, "***") if self._key else text)[:300]
+        return self._redaction.fault(text)[:300]
 
 
 def _advice(status: int) -> str:
@@ -232,18 +233,18 @@ def _advice(status: int) -> str:
     return "check the API key in the variable that expert.api_key_env names"
 
 
-def _completion(text: str, *, redact: Callable[[str], str], latency_s: float, attempts: int) -> Completion:
+def _completion(text: str, redaction: Redaction, *, latency_s: float, attempts: int) -> Completion:
     try:
         body = _Body.model_validate_json(text)
     except ValidationError:
-        raise EndpointFault("bad_response", f"not a chat completion: {redact(text)[:200]}", attempts) from None
+        raise EndpointFault("bad_response", f"not a chat completion: {redaction.fault(text)[:200]}", attempts) from None
     if not body.choices:
         raise EndpointFault("bad_response", "a chat completion without choices", attempts)
     choice, usage = body.choices[0], body.usage or _Usage()
     return Completion(
-        content=choice.message.content,
-        refusal=redact(choice.message.refusal) if choice.message.refusal else None,
-        finish_reason=choice.finish_reason,
+        content=redaction.reply(choice.message.content) if choice.message.content else choice.message.content,
+        refusal=redaction.fault(choice.message.refusal)[:300] if choice.message.refusal else None,
+        finish_reason=redaction.fault(choice.finish_reason)[:50] if choice.finish_reason else None,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         latency_s=latency_s,

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import polars as pl
 from pydantic import SecretStr
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from core.claims import open_database
 from core.expert.client import ExpertClient
 from core.expert.ledger import Ledger
 from core.expert.settings import ExpertSettings
+from core.models.tokenizer import build_word_tokenizer
 from core.revising import revise
 from data_contracts import Drafts
 
@@ -22,10 +22,7 @@ _WORDS = ("what", "is", "it", "a", "red", "blue", "green", "small", "ring", "num
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[EOS]", *_WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]")
+    return build_word_tokenizer(_WORDS)
 
 
 def text_drafts(n: int) -> pl.DataFrame:
