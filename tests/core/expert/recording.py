@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import uvicorn
 from fastapi import Request, Response
+from fastapi.responses import JSONResponse
 
+from core.expert.answering import ChatRequest, completion
 from core.expert.server import create_app
 from core.expert.settings import ReferenceSettings
 
@@ -28,7 +30,7 @@ class Record:
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
-        self.bodies: dict[str, dict[str, Any]] = {}
+        self.bodies: dict[str, bytes] = {}
         self.answered: list[str] = []
         self.open = self.most = 0
         self.came = threading.Condition()
@@ -48,22 +50,31 @@ def digest_of(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
+def _by_rule(_prediction: str) -> None:
+    return None
+
+
+def _completion(body: dict[str, Any], words: str) -> Response:
+    return JSONResponse(completion(ChatRequest.model_validate(body), words, None))
+
+
 @contextmanager
-def recording_expert(**faults: float) -> Iterator[tuple[str, Record]]:
-    """Its address and its record. It takes any key."""
+def recording_expert(answer: Callable[[str], str | None] = _by_rule, **faults: float) -> Iterator[tuple[str, Record]]:
+    """Its address and its record. It takes any key. Where `answer` makes words of a draft, it says these."""
     record, app = Record(), create_app(ReferenceSettings(**faults))
 
     @app.middleware("http")
     async def note(request: Request, call_next: Any) -> Response:
-        body = json.loads(await request.body())
+        body = json.loads(raw := await request.body())
         worker = request.headers["authorization"].removeprefix("Bearer ")
         with record.came:
-            record.bodies[digest_of(body)] = body
+            record.bodies[digest_of(body)] = raw
             record.asked.append(Asked(worker, digest_of(body), time.monotonic()))
             record.open += 1
             record.most = max(record.most, record.open)
             record.came.notify_all()
-        response = await call_next(request)
+        words = answer(json.loads(body["messages"][-1]["content"][-1]["text"])["prediction"])
+        response = await call_next(request) if words is None else _completion(body, words)
         with record.came:
             record.open -= 1
             record.answered.append(digest_of(body))

@@ -16,7 +16,6 @@ from core.models.tokenizer import build_word_tokenizer
 from core.revising import revise
 from data_contracts import Drafts
 
-_LENGTH = 16
 _COLOURS = ("red", "blue", "green", "violet")  # the tokenizer cannot write the last one
 _WORDS = ("what", "is", "it", "a", "red", "blue", "green", "small", "ring", "number", *map(str, range(1000)))
 
@@ -33,12 +32,14 @@ def text_drafts(n: int) -> pl.DataFrame:
     )
 
 
-def drafts_of(texts: list[tuple[str, str]]) -> pl.DataFrame:
-    """Drafts of (text, reference)."""
-    tokenizer, records = word_tokenizer(), []
+def drafts_of(
+    texts: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast | None = None, length: int = 16
+) -> pl.DataFrame:
+    """Drafts of (text, reference), each of `length` tokens at least."""
+    tokenizer, records = tokenizer or word_tokenizer(), []
     for index, (text, reference) in enumerate(texts):
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        fill = max(0, _LENGTH - len(encoded["input_ids"]))
+        fill = max(0, length - len(encoded["input_ids"]))
         records.append(
             {
                 "draft_id": f"draft-{index}",
