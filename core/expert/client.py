@@ -18,7 +18,7 @@ from core.errors import ExpertUnavailable, RowError
 from core.expert.account import Account
 from core.expert.estimate import Use, most_of
 from core.expert.ledger import Ledger, LedgerSession, Reply
-from core.expert.limiter import Limiter, process_limiter
+from core.expert.limiter import Limiter, shared_limiter
 from core.expert.limits import Limits
 from core.expert.outcome import failure, judged, use_of
 from core.expert.pictures import fit_image
@@ -52,7 +52,7 @@ class ExpertClient:
         run: whose account the limits on cost, tokens and requests look at; clients of one run share it, in other
             processes too. Without one the client has an account of its own.
         began: Unix seconds from which expert.deadline_s counts; without it, now.
-        limiter: how fast to ask; without one, the limiter that all clients of this process and account share.
+        limiter: how fast to ask; without one, the budget of the account that all clients on this database share.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ExpertClient:
         self._ledger = ledger
         self._api_key = api_key
         self._run = run or uuid.uuid4().hex
-        self._limiter = limiter or process_limiter(settings)
+        self._limiter = limiter or shared_limiter(settings, ledger.engine)
         self._began = time.time() if began is None else began
 
     def ask(
@@ -108,7 +108,11 @@ class ExpertClient:
                     run = _Run(self.settings, session, limits, transport, thread, load_image, on_progress)
                     return await run.all(requests, self._ledger)
             finally:
-                await asyncio.shield(asyncio.get_running_loop().run_in_executor(thread, session.close))
+                await asyncio.shield(asyncio.get_running_loop().run_in_executor(thread, self._close, session))
+
+    def _close(self, session: LedgerSession) -> None:
+        session.close()
+        self._limiter.rest()
 
 
 class _Run:

@@ -72,6 +72,11 @@ class Ledger:
         self._ttl_s = ttl_s
         create_tables(engine)
 
+    @property
+    def engine(self) -> Engine:
+        """The shared database."""
+        return self._engine
+
     def session(self) -> "LedgerSession":
         """An owner of claims: two sessions exclude each other, also within one process."""
         return LedgerSession(self, self._engine, ttl_s=self._ttl_s)

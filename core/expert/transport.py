@@ -25,7 +25,6 @@ from core.expert.redaction import Redaction
 from core.expert.settings import ExpertSettings
 
 CONNECT_ATTEMPTS = 3
-_POLL_S = 0.25
 _RETRYABLE = (408, 409, 429)
 _NO_KEY = "none"  # the SDK insists on a key; local servers ignore it
 
@@ -166,7 +165,7 @@ class Transport:
         )
         async for attempt in retrying:
             with attempt:
-                if not await self._admitted(tokens, stopped):
+                if not await self._limiter.enter(tokens, stopped):
                     raise last or Withdrawn
                 tries.made, tries.started = tries.made + 1, time.monotonic()
                 try:
@@ -174,17 +173,9 @@ class Transport:
                 except (openai.OpenAIError, TimeoutError) as error:
                     last = error
                     raise
+                finally:
+                    self._limiter.leave()
         raise AssertionError("tenacity raises what the last try raised")
-
-    async def _admitted(self, tokens: int, stopped: Callable[[], bool]) -> bool:
-        """Wait for our place, and for as long as the endpoint wants all to wait; False if `stopped` came first."""
-        wait = self._limiter.book(tokens)
-        while (wait := wait or self._limiter.pause()) > 0:
-            if stopped():
-                return False
-            await asyncio.sleep(min(wait, _POLL_S))
-            wait = max(0.0, wait - _POLL_S)
-        return True
 
     async def _post(self, body: dict[str, Any]) -> str:
         async with asyncio.timeout(self._settings.timeout_s):  # the whole exchange; the client's own is for each read

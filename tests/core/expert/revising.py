@@ -9,8 +9,10 @@ from pydantic import SecretStr
 from transformers import PreTrainedTokenizerFast
 
 from core.claims import open_database
+from core.expert.budget import Budget
 from core.expert.client import ExpertClient
 from core.expert.ledger import Ledger
+from core.expert.limiter import SharedLimiter
 from core.expert.settings import ExpertSettings
 from core.models.tokenizer import build_word_tokenizer
 from core.revising import revise
@@ -71,7 +73,10 @@ def no_image(sha: str) -> bytes:
 def work(settings: ExpertSettings, database: str, ttl_s: float, n: int, name: str, run: str, out: Path) -> None:
     """Revise `text_drafts(n)` and write the revisions to `out`. The expert knows this worker by its key, `name`."""
     ledger = Ledger(open_database(database), ttl_s=ttl_s)
-    client = ExpertClient(settings, ledger=ledger, api_key=SecretStr(name), run=run)
+    account = (settings.base_url, settings.model)
+    rates = {"requests_per_minute": settings.requests_per_minute, "tokens_per_minute": settings.tokens_per_minute}
+    limiter = SharedLimiter(Budget(ledger.engine, account, ttl_s=ttl_s), concurrency=settings.concurrency, **rates)
+    client = ExpertClient(settings, ledger=ledger, api_key=SecretStr(name), run=run, limiter=limiter)
     revise(text_drafts(n), client=client, tokenizer=word_tokenizer(), load_image=no_image).write_parquet(out)
 
 
