@@ -183,7 +183,7 @@ class _Run:
                         self._settle(claim, cached=True)
                     else:
                         (self._claimed if claim else self._waiting).append(request)
-                if self._waiting and not self._claimed:  # other workers are at all of them
+                if self._waiting and not any(claims.values()):  # other workers are at all of them
                     await asyncio.sleep(_POLL_S)
             return self._claimed.popleft() if self._claimed and not self._is_stopped() else None
 
