@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate, islice
 from typing import Protocol
 
 from sqlalchemy import Engine
@@ -31,6 +32,10 @@ _RETRY_S = 0.05
 """How often it looks for slots that it lacks."""
 _HORIZON_S = 0.25
 """Places are booked for the requests of so many seconds at a time."""
+_RUSH_S = 0.05
+"""Who books again so soon books as much again, for more than it needs just now."""
+_DUST_S = 1e-6
+"""What sums of seconds since 1970 may be off by."""
 _KINDS = ("requests", "tokens")
 
 
@@ -59,23 +64,22 @@ class Limiter(Protocol):
 
 @dataclass(eq=False)
 class _Waiter:
-    """One that waits for its turn: `cost_s` seconds of the rate are its. `place`: Unix seconds, once it has one."""
+    """One that waits for a slot, and for what `turn` gives: its place in time. `cost_s` seconds of the rate are its."""
 
     cost_s: float
     loop: asyncio.AbstractEventLoop
-    turn: "asyncio.Future[None]" = field(init=False)
-    place: float | None = None
+    turn: "asyncio.Future[float]" = field(init=False)
     entered: bool = False
 
     def __post_init__(self) -> None:
         self.turn = self.loop.create_future()
 
-    def wake(self, error: Exception | None = None) -> None:
-        """Let it go on, or fail. From any thread."""
+    def wake(self, place: float | Exception) -> None:
+        """Let it go on at `place`, or fail. From any thread."""
 
         def tell() -> None:
             if not self.turn.done():
-                self.turn.set_result(None) if error is None else self.turn.set_exception(error)
+                self.turn.set_exception(place) if isinstance(place, Exception) else self.turn.set_result(place)
 
         with suppress(RuntimeError):  # its event loop has ended, and it with that
             self.loop.call_soon_threadsafe(tell)
@@ -106,10 +110,11 @@ class SharedLimiter:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._queue: deque[_Waiter] = deque()  # without a slot
-        self._placed: deque[_Waiter] = deque()  # with a slot, which counts as used, and a place in time
         self._slots: set[int] = set()  # those of the account that are ours
         self._used = self._peak = 0
         self._most = concurrency  # as many as we may hold while others want some
+        self._next = self._end = 0.0  # the span of the account's time that is ours to spend, on the clock
+        self._spent_s = self._booked = 0.0  # of the last span, and when it was booked
         self._resumes = self._told = 0.0
         self._stirred = self._rests = self._wants = False
         self._beaten = self._looked = float("-inf")  # on time.monotonic
@@ -120,28 +125,41 @@ class SharedLimiter:
         cost_s = max(self._seconds_a_request, tokens * self._seconds_a_token)
         with self._changed:
             self._needed["tokens"] = tokens
-            if not (cost_s or self._queue or self._placed) and self._is_free() and self._resumes <= self._clock():
+            if not (cost_s or self._queue) and self._is_free() and self._resumes <= self._clock():
                 self._use(1)
                 return True
             waiter = _Waiter(cost_s, asyncio.get_running_loop())
             self._queue.append(waiter)
-            self._run()
+            if len(self._queue) == 1:  # else the thread is at it, or looks in time
+                self._run()
         try:
-            while not waiter.turn.done() and not stopped():
-                await asyncio.wait({waiter.turn}, timeout=_POLL_S)
-            if waiter.turn.done():
-                waiter.turn.result()
+            if await self._turn(waiter, stopped):
                 return True
         except BaseException:
             self._withdraw(waiter)
             raise
-        return self._withdraw(waiter)
+        self._withdraw(waiter)
+        return False
+
+    async def _turn(self, waiter: _Waiter, stopped: Callable[[], bool]) -> bool:
+        """Wait for a slot, then for the place in time and the end of any pause; False if `stopped` came first."""
+        while not waiter.turn.done() and not stopped():
+            await asyncio.wait({waiter.turn}, timeout=_POLL_S)
+        if not waiter.turn.done():
+            return False
+        place = waiter.turn.result()
+        while (wait := max(place, self._resumes) - self._clock()) > 0:
+            if stopped():
+                return False
+            await asyncio.sleep(min(wait, _POLL_S))
+        return True
 
     def leave(self) -> None:
         """See Limiter."""
         with self._changed:
+            was_full = not self._is_free()
             self._use(-1)
-            if self._queue or self._used == 0 or len(self._slots) > self._most:
+            if self._queue and was_full:
                 self._run()
 
     def hear(self, headers: Mapping[str, str]) -> None:
@@ -154,11 +172,10 @@ class SharedLimiter:
     def rest(self) -> None:
         """See Limiter."""
         with self._changed:
-            if not (self._slots or self._thread):
-                return
-            self._rests = True
-            self._run()
-            self._changed.wait_for(lambda: not self._rests, timeout=self._budget.beat_s)
+            if self._slots or self._thread:
+                self._rests = True
+                self._run()
+                self._changed.wait_for(lambda: not self._rests, timeout=self._budget.beat_s)
 
     def _is_free(self) -> bool:
         return self._used < min(len(self._slots), self._most)
@@ -167,17 +184,14 @@ class SharedLimiter:
         self._used += more
         self._peak = max(self._peak, self._used)
 
-    def _withdraw(self, waiter: _Waiter) -> bool:
-        """Take a waiter out of the line. Always False."""
+    def _withdraw(self, waiter: _Waiter) -> None:
+        """Take a waiter out of the line, or its slot back."""
         with self._changed:
-            if waiter in self._queue:
-                self._queue.remove(waiter)
-            elif waiter.entered or waiter in self._placed:
-                if not waiter.entered:
-                    self._placed.remove(waiter)
+            if waiter.entered:
                 self._use(-1)
+            elif waiter in self._queue:
+                self._queue.remove(waiter)
             self._run()
-        return False
 
     def _run(self) -> None:
         """Wake the thread; start it if there is none. The lock is held."""
@@ -193,17 +207,16 @@ class SharedLimiter:
             self._stirred = False
             try:
                 self._look()
-                self._place()
+                self._let_in()
             except Exception as error:  # whoever waits raises it
                 self._fail(error)
             with self._changed:
-                wait = self._let_in()
-                if not (self._queue or self._placed or self._used or self._slots or self._wants):
+                if not (self._queue or self._used or self._slots or self._wants):
                     self._thread, self._rests = None, False
                     self._changed.notify_all()
                     return
                 if not self._stirred:
-                    self._changed.wait(wait)
+                    self._changed.wait(self._idle_s())
 
     def _look(self) -> None:
         """See what others hold and want, and take or give back slots accordingly."""
@@ -246,42 +259,51 @@ class SharedLimiter:
             self._slots = ours - spare
             return spare, max(0, need - len(ours))
 
-    def _place(self) -> None:
-        """Give those that are due within the horizon a slot and a place in time, as far as there are slots."""
+    def _let_in(self) -> None:
+        """Give those who wait a slot and a place in time, as far as there are slots and the place is near."""
+        missing_s = self._spend()
+        while missing_s:
+            now = self._clock()
+            rushed = now - self._booked < _RUSH_S
+            missing_s += min(self._spent_s, _HORIZON_S / 4) if rushed else 0.0  # as many again may come at once
+            (start,) = self._budget.book([missing_s])
+            if start > self._end + _DUST_S:  # others have booked between
+                self._next = start
+            self._end, self._booked, self._spent_s = start + missing_s, now, 0.0
+            missing_s = self._spend()
+
+    def _spend(self) -> float:
+        """Let in whom our span of time and our slots allow; the seconds to book for those who are due next."""
         with self._changed:
             now = self._clock()
-            ahead = max(0.0, (self._placed[-1].place or now) - now) if self._placed else 0.0
-            lot: list[_Waiter] = []
-            while self._queue and self._is_free() and (ahead <= _HORIZON_S / 2 or lot):
-                if lot and ahead + self._queue[0].cost_s > _HORIZON_S:
+            place = max(self._next, now)
+            while self._queue and self._is_free():
+                waiter = self._queue[0]
+                if waiter.cost_s and place + waiter.cost_s > self._end + _DUST_S:
                     break
-                lot.append(self._queue.popleft())
+                self._queue.popleft().entered = True
                 self._use(1)
-                ahead += lot[-1].cost_s
-            self._placed.extend(lot)
-        costs = [waiter.cost_s for waiter in lot]
-        places = self._budget.book(costs) if any(costs) else [now] * len(lot)
-        with self._changed:
-            for waiter, place in zip(lot, places, strict=True):
-                waiter.place = place
+                waiter.wake(place)
+                place += waiter.cost_s
+                self._next = place
+                self._spent_s += waiter.cost_s
+            if not self._queue or not self._is_free() or place - now > _HORIZON_S / 2:
+                return 0.0
+            due = islice(self._queue, min(len(self._slots), self._most) - self._used)
+            sums = list(accumulate(waiter.cost_s for waiter in due))
+            return max((total for total in sums if total <= _HORIZON_S), default=sums[0])
 
-    def _let_in(self) -> float:
-        """Wake those whose turn has come; seconds until there is more to do. The lock is held."""
-        now = self._clock()
-        while self._placed and (wait := max(self._placed[0].place or now, self._resumes) - now) <= 0:
-            waiter = self._placed.popleft()
-            waiter.entered = True
-            waiter.wake()
-        wait = min(wait, _TICK_S) if self._placed else _TICK_S
-        return min(wait, _RETRY_S) if self._queue and not self._is_free() else wait
+    def _idle_s(self) -> float:
+        """Seconds until there is more to do, unless somebody stirs. The lock is held."""
+        if not self._queue:
+            return _TICK_S
+        return min(_TICK_S, max(0.0, self._next - self._clock() - _HORIZON_S / 2)) if self._is_free() else _RETRY_S
 
     def _fail(self, error: Exception) -> None:
         with self._changed:
-            for waiter in (*self._queue, *self._placed):
+            for waiter in self._queue:
                 waiter.wake(error)
-            self._use(-len(self._placed))
             self._queue.clear()
-            self._placed.clear()
             self._rests = False
             self._changed.notify_all()
 

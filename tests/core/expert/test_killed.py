@@ -32,7 +32,9 @@ def test_a_revision_that_is_killed_again_and_again_loses_no_reply_and_pays_for_f
             kept.append(answered(here["database"], digests))
             process = start_worker(**here, name=f"worker-{start}")
             if start < kills:
-                record.wait_for(f"worker-{start}", random.integers(0, 60), unless=lambda p=process: not p.is_alive())
+                record.wait_for(
+                    f"worker-{start}", random.integers(0, n // kills), unless=lambda p=process: not p.is_alive()
+                )
                 time.sleep(random.uniform(0, LATENCY_S))  # into waiting, answering, writing, claiming
                 process.kill()
             process.join()
