@@ -173,6 +173,7 @@ class _Run:
 
     async def _next(self) -> ExpertRequest | None:
         """A request that is ours to send; None when there is none left. Claims are taken many at a time."""
+        refused = 0
         async with self._claiming:
             while not self._claimed and self._waiting and not self._is_stopped():
                 batch = [self._waiting.popleft() for _ in range(min(self._settings.concurrency, len(self._waiting)))]
@@ -183,8 +184,10 @@ class _Run:
                         self._settle(claim, cached=True)
                     else:
                         (self._claimed if claim else self._waiting).append(request)
-                if self._waiting and not any(claims.values()):  # other workers are at all of them
+                refused = 0 if any(claims.values()) else refused + len(batch)
+                if self._waiting and refused >= len(self._waiting):  # other workers are at all of them
                     await asyncio.sleep(_POLL_S)
+                    refused = 0
             return self._claimed.popleft() if self._claimed and not self._is_stopped() else None
 
     def _is_stopped(self) -> bool:

@@ -32,8 +32,8 @@ _RETRY_S = 0.05
 """How often it looks for slots that it lacks."""
 _HORIZON_S = 0.25
 """Places are booked for the requests of so many seconds at a time."""
-_RUSH_S = 0.05
-"""Who books again so soon books as much again, for more than it needs just now."""
+_AHEAD_S = 0.05
+"""Who sends many requests in so many seconds books that much more than is waited for, to book seldom."""
 _DUST_S = 1e-6
 """What sums of seconds since 1970 may be off by."""
 _KINDS = ("requests", "tokens")
@@ -130,6 +130,7 @@ class SharedLimiter:
                 return True
             waiter = _Waiter(cost_s, asyncio.get_running_loop())
             self._queue.append(waiter)
+            self._spend()
             if len(self._queue) == 1:  # else the thread is at it, or looks in time
                 self._run()
         try:
@@ -159,7 +160,7 @@ class SharedLimiter:
         with self._changed:
             was_full = not self._is_free()
             self._use(-1)
-            if self._queue and was_full:
+            if self._queue and was_full and self._spend():
                 self._run()
 
     def hear(self, headers: Mapping[str, str]) -> None:
@@ -179,6 +180,10 @@ class SharedLimiter:
 
     def _is_free(self) -> bool:
         return self._used < min(len(self._slots), self._most)
+
+    def _lacks(self) -> bool:
+        """Whether another slot would help, and we may have it."""
+        return bool(self._queue) and not self._is_free() and len(self._slots) < self._most
 
     def _use(self, more: int) -> None:
         self._used += more
@@ -221,7 +226,7 @@ class SharedLimiter:
     def _look(self) -> None:
         """See what others hold and want, and take or give back slots accordingly."""
         now, rests = time.monotonic(), self._rests
-        if not rests and now - self._looked < (_TICK_S if self._is_free() or not self._queue else _RETRY_S):
+        if not rests and now - self._looked < (_RETRY_S if self._lacks() else _TICK_S):
             return
         self._looked = now
         if (until := self._resumes) > self._told:
@@ -264,13 +269,14 @@ class SharedLimiter:
         missing_s = self._spend()
         while missing_s:
             now = self._clock()
-            rushed = now - self._booked < _RUSH_S
-            missing_s += min(self._spent_s, _HORIZON_S / 4) if rushed else 0.0  # as many again may come at once
+            soon_s = _AHEAD_S * min(1.0, self._spent_s / max(now - self._booked, _AHEAD_S))
+            missing_s += soon_s if soon_s > 2 * missing_s else 0.0
             (start,) = self._budget.book([missing_s])
-            if start > self._end + _DUST_S:  # others have booked between
-                self._next = start
-            self._end, self._booked, self._spent_s = start + missing_s, now, 0.0
-            missing_s = self._spend()
+            with self._changed:
+                if start > self._end + _DUST_S:  # others have booked between
+                    self._next = start
+                self._end, self._booked, self._spent_s = start + missing_s, now, 0.0
+                missing_s = self._spend()
 
     def _spend(self) -> float:
         """Let in whom our span of time and our slots allow; the seconds to book for those who are due next."""
@@ -295,9 +301,9 @@ class SharedLimiter:
 
     def _idle_s(self) -> float:
         """Seconds until there is more to do, unless somebody stirs. The lock is held."""
-        if not self._queue:
-            return _TICK_S
-        return min(_TICK_S, max(0.0, self._next - self._clock() - _HORIZON_S / 2)) if self._is_free() else _RETRY_S
+        if self._queue and self._is_free():
+            return min(_TICK_S, max(0.0, self._next - self._clock() - _HORIZON_S / 2))
+        return _RETRY_S if self._lacks() else _TICK_S
 
     def _fail(self, error: Exception) -> None:
         with self._changed:
