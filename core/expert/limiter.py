@@ -64,22 +64,22 @@ class Limiter(Protocol):
 
 @dataclass(eq=False)
 class _Waiter:
-    """One that waits for a slot, and for what `turn` gives: its place in time. `cost_s` seconds of the rate are its."""
+    """One that waits for its `turn`: a slot and a place in time, Unix seconds. It has `cost_s` seconds of the rate."""
 
     cost_s: float
     loop: asyncio.AbstractEventLoop
-    turn: "asyncio.Future[float]" = field(init=False)
-    entered: bool = False
+    turn: "asyncio.Future[None]" = field(init=False)
+    place: float | None = None
 
     def __post_init__(self) -> None:
         self.turn = self.loop.create_future()
 
-    def wake(self, place: float | Exception) -> None:
-        """Let it go on at `place`, or fail. From any thread."""
+    def wake(self, error: Exception | None = None) -> None:
+        """Let it go on, or fail. From any thread."""
 
         def tell() -> None:
             if not self.turn.done():
-                self.turn.set_exception(place) if isinstance(place, Exception) else self.turn.set_result(place)
+                self.turn.set_result(None) if error is None else self.turn.set_exception(error)
 
         with suppress(RuntimeError):  # its event loop has ended, and it with that
             self.loop.call_soon_threadsafe(tell)
@@ -130,7 +130,7 @@ class SharedLimiter:
                 return True
             waiter = _Waiter(cost_s, asyncio.get_running_loop())
             self._queue.append(waiter)
-            self._spend()
+            self._spend(waiter)
             if len(self._queue) == 1:  # else the thread is at it, or looks in time
                 self._run()
         try:
@@ -144,12 +144,13 @@ class SharedLimiter:
 
     async def _turn(self, waiter: _Waiter, stopped: Callable[[], bool]) -> bool:
         """Wait for a slot, then for the place in time and the end of any pause; False if `stopped` came first."""
-        while not waiter.turn.done() and not stopped():
+        while waiter.place is None:
+            if stopped():
+                return False
             await asyncio.wait({waiter.turn}, timeout=_POLL_S)
-        if not waiter.turn.done():
-            return False
-        place = waiter.turn.result()
-        while (wait := max(place, self._resumes) - self._clock()) > 0:
+            if waiter.turn.done():
+                waiter.turn.result()
+        while (wait := max(waiter.place, self._resumes) - self._clock()) > 0:
             if stopped():
                 return False
             await asyncio.sleep(min(wait, _POLL_S))
@@ -192,7 +193,7 @@ class SharedLimiter:
     def _withdraw(self, waiter: _Waiter) -> None:
         """Take a waiter out of the line, or its slot back."""
         with self._changed:
-            if waiter.entered:
+            if waiter.place is not None:
                 self._use(-1)
             elif waiter in self._queue:
                 self._queue.remove(waiter)
@@ -278,8 +279,11 @@ class SharedLimiter:
                 self._end, self._booked, self._spent_s = start + missing_s, now, 0.0
                 missing_s = self._spend()
 
-    def _spend(self) -> float:
-        """Let in whom our span of time and our slots allow; the seconds to book for those who are due next."""
+    def _spend(self, own: _Waiter | None = None) -> float:
+        """Let in whom our span of time and our slots allow; the seconds to book for those who are due next.
+
+        `own` is not asleep yet, and need not be woken.
+        """
         with self._changed:
             now = self._clock()
             place = max(self._next, now)
@@ -287,9 +291,10 @@ class SharedLimiter:
                 waiter = self._queue[0]
                 if waiter.cost_s and place + waiter.cost_s > self._end + _DUST_S:
                     break
-                self._queue.popleft().entered = True
+                self._queue.popleft().place = place
                 self._use(1)
-                waiter.wake(place)
+                if waiter is not own:
+                    waiter.wake()
                 place += waiter.cost_s
                 self._next = place
                 self._spent_s += waiter.cost_s
