@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Engine, Float, String, create_engine, delete, event, select, update
+from sqlalchemy import Connection, Engine, Float, String, create_engine, delete, event, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -61,6 +61,20 @@ def create_tables(engine: Engine) -> None:
         Base.metadata.create_all(engine)
 
 
+def take_claims(connection: Connection, keys: Collection[str], *, owner: str, ttl_s: float) -> set[str]:
+    """Take those of some hundred `keys` that nobody holds or whose holder has expired; those that are ours now.
+
+    Claims of others that are alive are not locked: their owners give back and prolong many at once, in any order. New
+    ones are made in order, so that two that want the same keys never wait for each other crosswise.
+    """
+    now = time.time()
+    insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[connection.dialect.name]
+    row = {"owner": owner, "heartbeat": now, "expires": now + ttl_s}
+    connection.execute(delete(Claim).where(Claim.key.in_(keys), Claim.expires < now))
+    connection.execute(insert(Claim).on_conflict_do_nothing(), [{"key": key, **row} for key in sorted(keys)])
+    return set(connection.scalars(select(Claim.key).where(Claim.key.in_(keys), Claim.owner == owner)))
+
+
 class Claims:
     """The claims of one process (`owner`) in a shared database."""
 
@@ -75,17 +89,8 @@ class Claims:
 
     def take_all(self, keys: Collection[str]) -> set[str]:
         """`take` for some hundred keys at once, in one transaction; those that are ours now."""
-        now = time.time()
-        insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[self._engine.dialect.name]
-        statement = insert(Claim)
-        columns = {name: statement.excluded[name] for name in ("owner", "heartbeat", "expires")}
-        statement = statement.on_conflict_do_update(index_elements=["key"], set_=columns, where=Claim.expires < now)
-        row = {"owner": self.owner, "heartbeat": now, "expires": now + self.ttl_s}
         with self._engine.begin() as connection:
-            # sorted: two that want the same keys must not wait for each other crosswise
-            connection.execute(statement, [{"key": key, **row} for key in sorted(keys)])
-            ours = select(Claim.key).where(Claim.key.in_(keys), Claim.owner == self.owner)
-            return set(connection.scalars(ours))
+            return take_claims(connection, keys, owner=self.owner, ttl_s=self.ttl_s)
 
     def beat(self, key: str) -> bool:
         """Prolong a claim of ours. False if it was lost (it expired and another took it)."""

@@ -23,10 +23,13 @@ class Redaction:
         return self.reply(text.replace(self._key, "***") if self._key else text)
 
     def reply(self, text: str) -> str:
-        """A reply, without the key; a key that may be a word stays, for there it is one."""
+        """A reply, without the key; a key that may be a word stays, for there it is one.
+
+        Without NUL as well, which PostgreSQL's text cannot hold.
+        """
         for spelling in self._spellings:
             text = text.replace(spelling, "***")
-        return text
+        return text.replace("\0", "\ufffd")
 
 
 def _spellings(key: str) -> Iterator[str]:
