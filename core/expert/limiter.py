@@ -13,8 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, islice
 from typing import Protocol
@@ -24,6 +22,7 @@ from sqlalchemy import Engine
 from core.expert.budget import Budget, View
 from core.expert.headers import wait_s
 from core.expert.settings import ExpertSettings
+from core.expert.waiting import Waiter
 
 _POLL_S = 0.25
 _TICK_S = 0.25
@@ -62,29 +61,6 @@ class Limiter(Protocol):
         ...
 
 
-@dataclass(eq=False)
-class _Waiter:
-    """One that waits for its `turn`: a slot and a place in time, Unix seconds. It has `cost_s` seconds of the rate."""
-
-    cost_s: float
-    loop: asyncio.AbstractEventLoop
-    turn: "asyncio.Future[None]" = field(init=False)
-    place: float | None = None
-
-    def __post_init__(self) -> None:
-        self.turn = self.loop.create_future()
-
-    def wake(self, error: Exception | None = None) -> None:
-        """Let it go on, or fail. From any thread."""
-
-        def tell() -> None:
-            if not self.turn.done():
-                self.turn.set_result(None) if error is None else self.turn.set_exception(error)
-
-        with suppress(RuntimeError):  # its event loop has ended, and it with that
-            self.loop.call_soon_threadsafe(tell)
-
-
 class SharedLimiter:
     """A limiter for the clients of one process, which shares `budget` with those of others.
 
@@ -109,7 +85,7 @@ class SharedLimiter:
         self._clock = clock
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._queue: deque[_Waiter] = deque()  # without a slot
+        self._queue: deque[Waiter] = deque()  # without a slot
         self._slots: set[int] = set()  # those of the account that are ours
         self._used = self._peak = 0
         self._most = concurrency  # as many as we may hold while others want some
@@ -128,7 +104,7 @@ class SharedLimiter:
             if not (cost_s or self._queue) and self._is_free() and self._resumes <= self._clock():
                 self._use(1)
                 return True
-            waiter = _Waiter(cost_s, asyncio.get_running_loop())
+            waiter = Waiter(cost_s, asyncio.get_running_loop())
             self._queue.append(waiter)
             self._spend(waiter)
             if len(self._queue) == 1:  # else the thread is at it, or looks in time
@@ -142,7 +118,7 @@ class SharedLimiter:
         self._withdraw(waiter)
         return False
 
-    async def _turn(self, waiter: _Waiter, stopped: Callable[[], bool]) -> bool:
+    async def _turn(self, waiter: Waiter, stopped: Callable[[], bool]) -> bool:
         """Wait for a slot, then for the place in time and the end of any pause; False if `stopped` came first."""
         while waiter.place is None:
             if stopped():
@@ -190,7 +166,7 @@ class SharedLimiter:
         self._used += more
         self._peak = max(self._peak, self._used)
 
-    def _withdraw(self, waiter: _Waiter) -> None:
+    def _withdraw(self, waiter: Waiter) -> None:
         """Take a waiter out of the line, or its slot back."""
         with self._changed:
             if waiter.place is not None:
@@ -279,7 +255,7 @@ class SharedLimiter:
                 self._end, self._booked, self._spent_s = start + missing_s, now, 0.0
                 missing_s = self._spend()
 
-    def _spend(self, own: _Waiter | None = None) -> float:
+    def _spend(self, own: Waiter | None = None) -> float:
         """Let in whom our span of time and our slots allow; the seconds to book for those who are due next.
 
         `own` is not asleep yet, and need not be woken.
