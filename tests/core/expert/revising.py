@@ -77,7 +77,7 @@ def work(settings: ExpertSettings, database: str, ttl_s: float, n: int, name: st
     rates = {"requests_per_minute": settings.requests_per_minute, "tokens_per_minute": settings.tokens_per_minute}
     limiter = SharedLimiter(Budget(ledger.engine, account, ttl_s=ttl_s), concurrency=settings.concurrency, **rates)
     client = ExpertClient(settings, ledger=ledger, api_key=SecretStr(name), run=run, limiter=limiter)
-    revise(text_drafts(n), client=client, tokenizer=word_tokenizer(), load_image=no_image).write_parquet(out)
+    revise(text_drafts(n), client=client, tokenizer=word_tokenizer(), load_image=no_image).revisions.write_parquet(out)
 
 
 def start_worker(**arguments: object) -> BaseProcess:

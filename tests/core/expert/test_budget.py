@@ -160,7 +160,7 @@ def test_a_database_that_is_gone_is_an_error_of_those_who_wait(shared):
 
 def test_two_processes_together_keep_to_slots_and_rate_and_one_that_is_killed_frees_its_own(tmp_path):
     with recording_expert(latency_s=0.1) as (url, record):
-        config = settings(url, concurrency=4, requests_per_minute=60 * 30)
+        config = settings(url, concurrency=4, requests_per_minute=60 * 30, reask=False)
         work = {"settings": config, "database": f"sqlite:///{tmp_path / 'state.db'}", "ttl_s": 1.0, "run": "tuesday"}
         killed = start_worker(**work, n=900, name="killed", out=tmp_path / "none")
         lasting = start_worker(**work, n=900, name="lasting", out=tmp_path / "none")

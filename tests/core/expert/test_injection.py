@@ -47,8 +47,10 @@ def revised(tokenizer, tmp_path):
         drafts = Drafts.validate(drafts_of(texts, tokenizer, length=160))
         ledger = Ledger(open_database(f"sqlite:///{tmp_path / f'{len(list(tmp_path.iterdir()))}.db'}"))
         with recording_expert(answer) as (url, record):
-            client = ExpertClient(settings(url, align=AlignmentSettings(window=160)), ledger=ledger, run="here")
-            frame = revise(drafts, client=client, tokenizer=tokenizer, load_image=no_image)
+            client = ExpertClient(
+                settings(url, reask=False, align=AlignmentSettings(window=160)), ledger=ledger, run="here"
+            )
+            frame = revise(drafts, client=client, tokenizer=tokenizer, load_image=no_image).revisions
         bodies = {prediction_of(body): body for body in record.bodies.values()}
         return frame.drop("draft_id", "sample_id", "latency_s").with_columns(text=drafts["text"]), bodies
 
