@@ -6,11 +6,11 @@ A claim is held by a heartbeat. If its owner dies, the claim expires and another
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Engine, Float, String, create_engine, delete, event, select, update
+from sqlalchemy import Connection, Engine, Float, String, create_engine, delete, event, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -61,6 +61,20 @@ def create_tables(engine: Engine) -> None:
         Base.metadata.create_all(engine)
 
 
+def take_claims(connection: Connection, keys: Collection[str], *, owner: str, ttl_s: float) -> set[str]:
+    """Take those of some hundred `keys` that nobody holds or whose holder has expired; those that are ours now.
+
+    Claims of others that are alive are not locked: their owners give back and prolong many at once, in any order. New
+    ones are made in order, so that two that want the same keys never wait for each other crosswise.
+    """
+    now = time.time()
+    insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[connection.dialect.name]
+    row = {"owner": owner, "heartbeat": now, "expires": now + ttl_s}
+    connection.execute(delete(Claim).where(Claim.key.in_(keys), Claim.expires < now))
+    connection.execute(insert(Claim).on_conflict_do_nothing(), [{"key": key, **row} for key in sorted(keys)])
+    return set(connection.scalars(select(Claim.key).where(Claim.key.in_(keys), Claim.owner == owner)))
+
+
 class Claims:
     """The claims of one process (`owner`) in a shared database."""
 
@@ -71,14 +85,12 @@ class Claims:
 
     def take(self, key: str) -> bool:
         """Take `key` if nobody holds it or its holder has expired. True if it is ours now; never waits."""
-        now = time.time()
-        insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[self._engine.dialect.name]
-        row = {"key": key, "owner": self.owner, "heartbeat": now, "expires": now + self.ttl_s}
-        statement = insert(Claim).values(**row)
-        statement = statement.on_conflict_do_update(index_elements=["key"], set_=row, where=Claim.expires < now)
+        return self.take_all([key]) == {key}
+
+    def take_all(self, keys: Collection[str]) -> set[str]:
+        """`take` for some hundred keys at once, in one transaction; those that are ours now."""
         with self._engine.begin() as connection:
-            connection.execute(statement)
-            return connection.scalar(select(Claim.owner).where(Claim.key == key)) == self.owner
+            return take_claims(connection, keys, owner=self.owner, ttl_s=self.ttl_s)
 
     def beat(self, key: str) -> bool:
         """Prolong a claim of ours. False if it was lost (it expired and another took it)."""
@@ -87,10 +99,27 @@ class Claims:
         with self._engine.begin() as connection:
             return connection.execute(statement.values(heartbeat=now, expires=now + self.ttl_s)).rowcount == 1
 
+    def beat_all(self) -> None:
+        """Prolong every claim of ours that nobody has taken over."""
+        now = time.time()
+        with self._engine.begin() as connection:
+            mine = update(Claim).where(Claim.owner == self.owner)
+            connection.execute(mine.values(heartbeat=now, expires=now + self.ttl_s))
+
     def release(self, key: str) -> None:
         """Give a claim of ours back."""
+        self.release_all([key])
+
+    def release_all(self, keys: Collection[str]) -> None:
+        """Give some hundred claims of ours back, in one transaction."""
         with self._engine.begin() as connection:
-            connection.execute(delete(Claim).where(Claim.key == key, Claim.owner == self.owner))
+            connection.execute(delete(Claim).where(Claim.key.in_(keys), Claim.owner == self.owner))
+
+    def holders(self, prefix: str) -> dict[str, str]:
+        """Key -> owner of all claims, anybody's, whose key begins with `prefix` and that have not expired."""
+        alive = Claim.key.startswith(prefix, autoescape=True), Claim.expires >= time.time()
+        with self._engine.connect() as connection:
+            return {row.key: row.owner for row in connection.execute(select(Claim.key, Claim.owner).where(*alive))}
 
     @contextmanager
     def hold(self, key: str, *, poll_s: float = 0.5) -> Iterator[Callable[[], bool]]:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from core.claims import Claims, open_database
 from core.errors import ConfigError, StoreError
 from core.ingest.images import decode
 from core.manifest import Ref, read_manifest
+from core.once import one_of_each
 from core.settings import Settings
 from core.store import Store, image_path, open_store, read_verified
 from tasks.tracking import Tracking, connect
@@ -94,12 +94,12 @@ class Workplace(Settings):
         return path.parents[len(Path(part.path).parts) - 1]
 
 
-@lru_cache(maxsize=8)
+@one_of_each(maxsize=8)
 def _store(uri: str, endpoint: str | None, home: Path) -> Store:
     return open_store(uri, endpoint_url=endpoint, cache=home / "cache")
 
 
-@lru_cache(maxsize=8)
+@one_of_each(maxsize=8)
 def _engine(url: str) -> Engine:
     try:
         return open_database(url)
@@ -110,11 +110,11 @@ def _engine(url: str) -> Engine:
         ) from error
 
 
-@lru_cache(maxsize=8)
+@one_of_each(maxsize=8)
 def _claims(url: str) -> Claims:
     return Claims(_engine(url))
 
 
-@lru_cache(maxsize=8)
+@one_of_each(maxsize=8)
 def _tracker(uri: str | None, experiment: str) -> Tracking:
     return connect(uri, experiment)

@@ -170,9 +170,10 @@ class Background:
     async def _close(self, *, keep: int) -> None:
         """Close the transports that nobody uses but the `keep` last used."""
         idle = [key for key in self._transports if not self._users[key]]
-        for key in idle[: len(idle) - keep]:
-            del self._users[key]
-            await self._transports.pop(key).close()
+        gone = [self._transports.pop(key) for key in idle[: max(0, len(idle) - keep)]]
+        self._users = {key: users for key, users in self._users.items() if key in self._transports}
+        for transport in gone:  # others may come and go meanwhile
+            await transport.close()
 
 
 _lock = threading.Lock()

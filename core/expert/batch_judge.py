@@ -11,11 +11,12 @@ from openai.types import Batch as RemoteBatch
 from core.errors import ExpertUnavailable
 from core.expert.batch_file import URL, Result
 from core.expert.batch_store import Batch
+from core.expert.completion import RequestFault
 from core.expert.ledger import Reply
 from core.expert.outcome import failure, judged
 from core.expert.request import ExpertRequest
 from core.expert.settings import ExpertSettings
-from core.expert.transport import RequestFault, Transport, is_retryable
+from core.expert.transport import Transport, is_retryable
 
 _NOT_EXECUTED = {"expired": "batch_expired", "cancelled": "batch_cancelled"}
 

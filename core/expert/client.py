@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import SecretStr
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,16 +20,17 @@ from core.expert.account import Account
 from core.expert.background import Reports, process_background, run_awaited, run_blocking
 from core.expert.batch import ask_in_batches
 from core.expert.batch_books import BatchBooks
-from core.expert.estimate import Use, most_of
+from core.expert.completion import RequestFault
+from core.expert.estimate import Use
 from core.expert.ledger import Ledger, LedgerSession, Reply
-from core.expert.limiter import Limiter, process_limiter
+from core.expert.limiter import Limiter, shared_limiter
 from core.expert.limits import Limits
 from core.expert.outcome import failure, judged, use_of
-from core.expert.pictures import fit_image
+from core.expert.preparing import prepared
 from core.expert.progress import LoadBytes, Progress
 from core.expert.request import ExpertRequest
 from core.expert.settings import ExpertSettings
-from core.expert.transport import RequestFault, Transport, Withdrawn
+from core.expert.transport import Transport, Withdrawn
 
 T = TypeVar("T")
 _POLL_S = 0.25
@@ -46,7 +47,7 @@ class ExpertClient:
         run: whose account the limits on cost, tokens and requests look at; clients of one run share it, in other
             processes too. Without one the client has an account of its own.
         began: Unix seconds from which expert.deadline_s counts; without it, now.
-        limiter: how fast to ask; without one, the limiter that all clients of this process and account share.
+        limiter: how fast to ask; without one, the budget of the account that all clients on this database share.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class ExpertClient:
         self._ledger = ledger
         self._api_key = api_key
         self._run = run or uuid.uuid4().hex
-        self._limiter = limiter or process_limiter(settings)
+        self._limiter = limiter or shared_limiter(settings, ledger.engine)
         self._began = time.time() if began is None else began
 
     def ask(
@@ -119,7 +120,11 @@ class ExpertClient:
                         ask_online=lambda some: run(Reports.unheard()).all(some, self._ledger),
                     )
             finally:
-                await asyncio.shield(asyncio.get_running_loop().run_in_executor(thread, session.close))
+                await asyncio.shield(asyncio.get_running_loop().run_in_executor(thread, self._close, session))
+
+    def _close(self, session: LedgerSession) -> None:
+        session.close()
+        self._limiter.rest()
 
 
 class _Run:
@@ -185,6 +190,7 @@ class _Run:
 
     async def _next(self) -> ExpertRequest | None:
         """A request that is ours to send; None when there is none left. Claims are taken many at a time."""
+        refused = 0
         async with self._claiming:
             while not self._claimed and self._waiting and not self._is_stopped():
                 batch = [self._waiting.popleft() for _ in range(min(self._settings.concurrency, len(self._waiting)))]
@@ -195,8 +201,10 @@ class _Run:
                         self._settle(claim, cached=True)
                     else:
                         (self._claimed if claim else self._waiting).append(request)
-                if self._waiting and not self._claimed:  # other workers are at all of them
+                refused = 0 if any(claims.values()) else refused + len(batch)
+                if self._waiting and refused >= len(self._waiting):  # other workers are at all of them
                     await asyncio.sleep(_POLL_S)
+                    refused = 0
             return self._claimed.popleft() if self._claimed and not self._is_stopped() else None
 
     def _is_stopped(self) -> bool:
@@ -208,7 +216,7 @@ class _Run:
     async def _send(self, request: ExpertRequest, on_turn: Callable[[], None]) -> None:
         """Make the request ready, send it when there is a place in flight, and record what came of it."""
         try:
-            outline, image, most = await self._prepared(request)
+            outline, image, most = await prepared(request, self._load_image, self._settings)
         except RowError as error:  # no request was made: nothing to record
             await self._in_thread(partial(self._session.release, request.key))
             self._settle(failure(self._settings, request, str(error)), cached=False)
@@ -216,6 +224,7 @@ class _Run:
         if not await self._limits.admit(most, stopped=self._is_stopped):
             return  # unsent: the session gives its claim back
         self._unsent[request.key] = most
+        held = ExitStack()  # the place in flight, until the reply is in the ledger
 
         def begin() -> None:
             self._unsent.pop(request.key, None)
@@ -235,9 +244,11 @@ class _Run:
             reply = failure(self._settings, request, str(error), 1)
             self._broken = error
         else:
+            held.callback(self._transport.leave)
             reply = judged(self._settings, request, completion)
             self._reached, self._faults_in_a_row = True, 0
-        await self._record(reply, most)
+        with held:
+            await self._record(reply, most)
         self._settle(reply, cached=False)
 
     async def _record(self, reply: Reply, most: Use) -> None:
@@ -260,22 +271,6 @@ class _Run:
         await self._flush()
         if self._unsent:
             await self._limits.settle(Use.total(list(self._unsent.values())), Use())
-
-    async def _prepared(self, request: ExpertRequest) -> tuple[dict[str, Any], bytes | None, Use]:
-        """The body but for its image, the image, and the most that they may take."""
-        if request.image_sha is None:
-            return self._weighed(request, None)
-        return await asyncio.to_thread(self._with_image, request, request.image_sha)
-
-    def _with_image(self, request: ExpertRequest, sha: str) -> tuple[dict[str, Any], bytes | None, Use]:
-        try:
-            return self._weighed(request, fit_image(self._load_image(sha), self._settings))
-        except (KeyError, OSError) as error:
-            raise RowError("image_missing", f"{sha}: {type(error).__name__}") from error
-
-    def _weighed(self, request: ExpertRequest, image: bytes | None) -> tuple[dict[str, Any], bytes | None, Use]:
-        outline = request.outline()
-        return outline, image, most_of(self._settings, outline, image)
 
     def _count_fault(self, error: RequestFault) -> None:
         """Give the endpoint up when it was never reached, or after too many failures in a row."""

@@ -7,12 +7,12 @@ for the endpoint and model, for as long as the process runs.
 import re
 import threading
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, Literal
 
 import openai
 
 from core.expert.settings import ExpertSettings
+from core.once import one_of_each
 
 _REFUSALS = (400, 404, 415, 422, 501)
 _UNSUPPORTED = re.compile(
@@ -92,7 +92,7 @@ def process_dialects(settings: ExpertSettings) -> Dialects:
     return _dialects(settings.base_url, settings.model, settings.structured, settings.max_tokens_field)
 
 
-@lru_cache(maxsize=64)
+@one_of_each(maxsize=64)
 def _dialects(
     _base_url: str,
     _model: str,

@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from core.claims import Base, Claim, create_tables
+from core.claims import Base, Claim, create_tables, take_claims
 from core.errors import StoreError
 
 _PREFIX = "expert:"
@@ -81,6 +81,11 @@ class Ledger:
         self._engine = engine
         self._ttl_s = ttl_s
         create_tables(engine)
+
+    @property
+    def engine(self) -> Engine:
+        """The shared database."""
+        return self._engine
 
     def session(self) -> "LedgerSession":
         """An owner of claims: two sessions exclude each other, also within one process."""
@@ -164,22 +169,10 @@ class LedgerSession:
 
     def _take(self, names: Sequence[str]) -> list[str]:
         """Claim those of `names` that are free or whose holder has expired; returns what is ours."""
-        now = time.time()
-        statement = self._insert(Claim)
-        columns = ("owner", "heartbeat", "expires")
-        statement = statement.on_conflict_do_update(
-            index_elements=["key"],
-            set_={column: statement.excluded[column] for column in columns},
-            where=Claim.expires < now,
-        )
-        row = {"owner": self.owner, "heartbeat": now, "expires": now + self.ttl_s}
         taken: list[str] = []
         with transaction(self.engine) as connection:
-            # sorted: two sessions that want the same keys must not wait for each other crosswise
-            connection.execute(statement, [{"key": name, **row} for name in sorted(names)])
-            for chunk in chunks(names):
-                ours = select(Claim.key).where(Claim.key.in_(chunk), Claim.owner == self.owner)
-                taken += connection.scalars(ours)
+            for chunk in chunks(sorted(names)):
+                taken += take_claims(connection, chunk, owner=self.owner, ttl_s=self.ttl_s)
         return taken
 
     def _give_back(self, keys: set[str]) -> None:

@@ -77,8 +77,14 @@ class Limits:
         self._settled.set()
 
     async def _try(self, most: Use) -> bool:
-        if not await self._call(partial(self._account.hold, most)):
-            return False
+        holding = asyncio.ensure_future(self._call(partial(self._account.hold, most)))
+        try:
+            if not await asyncio.shield(holding):
+                return False
+        except asyncio.CancelledError:  # it may be held by now, and nobody would know
+            if await holding:
+                await self._call(partial(self._account.settle, most, Use()))
+            raise
         self._in_flight += 1
         return True
 

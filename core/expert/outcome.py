@@ -1,11 +1,11 @@
 """What came of a request, as a row of the ledger, and what it took."""
 
+from core.expert.completion import Completion
 from core.expert.estimate import Use, cost_of
 from core.expert.ledger import Reply
 from core.expert.reply import parse_reply
 from core.expert.request import ExpertRequest
 from core.expert.settings import ExpertSettings
-from core.expert.transport import Completion
 
 _PERHAPS_PAID = ("timeout", "connection", "bad_response")
 """Faults after which the endpoint may have done its work and charges for it."""

@@ -50,9 +50,9 @@ class ExpertSettings(Settings):
     image_max_bytes: int | None = Field(default=None, ge=1024)
     """Bytes of an encoded image; a larger one is encoded again before it is sent. Left out: any size."""
     concurrency: int = Field(default=32, ge=1)
-    """Requests in flight, of all that a process asks with these settings."""
+    """Requests in flight, of all processes on one place.database that use the same endpoint, model and key variable."""
     requests_per_minute: float | None = Field(default=None, gt=0)
-    """Requests that are sent a minute, evenly spread, by all of a process together; tries count. Left out: no limit."""
+    """Requests that these send a minute, evenly spread; tries count. Left out: no limit."""
     tokens_per_minute: float | None = Field(default=None, gt=0)
     """Tokens a minute: those of the prompt with its image, and max_tokens, as endpoints count before they answer."""
     timeout_s: float = Field(default=120.0, gt=0)

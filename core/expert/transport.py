@@ -16,34 +16,22 @@ from typing import Any
 
 import httpx2
 import openai
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import SecretStr
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
 from core.addresses import endpoint_address, is_loopback
-from core.errors import ConfigError, ExpertUnavailable, RowError
+from core.errors import ConfigError, ExpertUnavailable
+from core.expert.completion import Completion, EndpointFault, RequestFault, read_completion
 from core.expert.dialect import Dialect, process_dialects
 from core.expert.limiter import Limiter
+from core.expert.redaction import Redaction
 from core.expert.request import encode
 from core.expert.settings import ExpertSettings
 
 CONNECT_ATTEMPTS = 3
 _IDLE_S = 4.0
-_POLL_S = 0.25
 _RETRYABLE = (408, 409, 429)
 _NO_KEY = "none"  # the SDK insists on a key; local servers ignore it
-
-
-class RequestFault(RowError):
-    """A request that failed for good after `attempts` tries."""
-
-    def __init__(self, reason: str, detail: str = "", attempts: int = 1) -> None:
-        super().__init__(reason, detail)
-        self.args = (reason, detail, attempts)  # pickles
-        self.attempts = attempts
-
-
-class EndpointFault(RequestFault):
-    """One that nothing is wrong with: the endpoint is ill."""
 
 
 class Withdrawn(Exception):
@@ -54,28 +42,6 @@ class _Outdated(Exception):
     """The body is written in a dialect that another request was refused for in the meantime."""
 
 
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Body(BaseModel):
-    """As much of a chat completion as is needed; endpoints differ in the rest."""
-
-    choices: list[_Choice]
-    usage: _Usage | None = None
-
-
 @dataclass
 class _Tries:
     """How often a request was sent so far, and when last."""
@@ -83,19 +49,6 @@ class _Tries:
     on_turn: Callable[[], None]
     made: int = 0
     started: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    """A reply as it came: `content` may be anything."""
-
-    content: str | None
-    finish_reason: str | None
-    refusal: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    latency_s: float
-    attempts: int
 
 
 class Transport:
@@ -110,10 +63,9 @@ class Transport:
         if not (key.isascii() and key.isprintable()):
             raise ConfigError("the expert's API key holds characters that no HTTP header may hold")
         self._settings = settings
-        self._key = key
+        self._redaction = Redaction(key)
         self._limiter = limiter
         self.dialects, self._first = process_dialects(settings), asyncio.Lock()
-        self._slots = asyncio.Semaphore(settings.concurrency)
 
         async def hear(response: Any) -> None:
             limiter.hear(response.headers)
@@ -145,6 +97,7 @@ class Transport:
         """Send one request, which may take so many tokens, as fast as the limiter allows; `stopped` ends it early.
 
         `on_turn` is called before each try, when there is a free place in flight: another may be made ready now.
+        A completion keeps its place until `leave`: what a kill can lose is never more than what may be in flight.
         Where the endpoint's dialect is not known, the first request finds it out and the others wait for that.
 
         Raises:
@@ -179,7 +132,15 @@ class Transport:
                 if not self.dialects.learn(dialect, error):
                     raise self.explain(error, tries.made) from None  # its chain holds the request's headers
             else:
-                return self.read(text, latency_s=time.monotonic() - tries.started, attempts=tries.made)
+                try:
+                    return self.read(text, latency_s=time.monotonic() - tries.started, attempts=tries.made)
+                except BaseException:
+                    self.leave()
+                    raise
+
+    def leave(self) -> None:
+        """The completion is in the ledger: its place in flight is free."""
+        self._limiter.leave()
 
     async def _persist(
         self, dialect: Dialect, body: bytes, tokens: int, stopped: Callable[[], bool], tries: "_Tries"
@@ -188,18 +149,18 @@ class Transport:
         last: Exception | None = None
         async for attempt in self.retrying(stopped):
             with attempt:
-                async with self._slots:  # free again while this request waits to be tried again
+                if not await self._limiter.enter(tokens, stopped):
+                    raise last or Withdrawn
+                try:  # the place is free again while this request waits to be tried again
                     tries.on_turn()
                     if self.dialects.current != dialect:
                         raise _Outdated
-                    if stopped() or not await self._admitted(tokens, stopped):
-                        raise last or Withdrawn
                     tries.made, tries.started = tries.made + 1, time.monotonic()
-                    try:
-                        return await self._post(body)
-                    except (openai.OpenAIError, TimeoutError) as error:
-                        last = error
-                        raise
+                    return await self._post(body)
+                except BaseException as error:
+                    self._limiter.leave()
+                    last = error if isinstance(error, Exception) else last
+                    raise
         raise AssertionError("tenacity raises what the last try raised")
 
     def retrying(self, stopped: Callable[[], bool] = lambda: False) -> AsyncRetrying:
@@ -211,16 +172,6 @@ class Transport:
             reraise=True,
         )
 
-    async def _admitted(self, tokens: int, stopped: Callable[[], bool]) -> bool:
-        """Wait for our place, and for as long as the endpoint wants all to wait; False if `stopped` came first."""
-        wait = self._limiter.book(tokens)
-        while (wait := wait or self._limiter.pause()) > 0:
-            if stopped():
-                return False
-            await asyncio.sleep(min(wait, _POLL_S))
-            wait = max(0.0, wait - _POLL_S)
-        return True
-
     async def _post(self, body: bytes) -> str:
         async with asyncio.timeout(self._settings.timeout_s):  # the whole exchange; the client's own is for each read
             # not the typed method: it walks the body field by field, which took as long as all the rest
@@ -228,7 +179,7 @@ class Transport:
 
     def read(self, text: str, *, latency_s: float, attempts: int) -> Completion:
         """The body of a chat completion. Raises EndpointFault if it is none."""
-        return _completion(text, redact=self.redact, latency_s=latency_s, attempts=attempts)
+        return read_completion(text, self._redaction, latency_s=latency_s, attempts=attempts)
 
     def _is_enough(self, state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
@@ -262,7 +213,7 @@ class Transport:
 
     def redact(self, text: str) -> str:
         """The text, cut short, without the key."""
-        return (text.replace(self._key, "***") if self._key else text)[:300]
+        return self._redaction.fault(text)[:300]
 
 
 def _limits(concurrency: int) -> httpx2.Limits:
@@ -276,25 +227,6 @@ def _advice(status: int) -> str:
     if status == 429:
         return "the account's quota is used up"
     return "check the API key in the variable that expert.api_key_env names"
-
-
-def _completion(text: str, *, redact: Callable[[str], str], latency_s: float, attempts: int) -> Completion:
-    try:
-        body = _Body.model_validate_json(text)
-    except ValidationError:
-        raise EndpointFault("bad_response", f"not a chat completion: {redact(text)[:200]}", attempts) from None
-    if not body.choices:
-        raise EndpointFault("bad_response", "a chat completion without choices", attempts)
-    choice, usage = body.choices[0], body.usage or _Usage()
-    return Completion(
-        content=choice.message.content,
-        refusal=redact(choice.message.refusal) if choice.message.refusal else None,
-        finish_reason=choice.finish_reason,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        latency_s=latency_s,
-        attempts=attempts,
-    )
 
 
 def _is_unreachable(error: BaseException | None) -> bool:

@@ -4,18 +4,22 @@ import asyncio
 import http.server
 import threading
 import time
+import uuid
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from core.claims import open_database
 from core.errors import BudgetExceeded
+from core.expert.budget import Budget
 from core.expert.client import ExpertClient
 from core.expert.estimate import most_of
+from core.expert.headers import seconds_of, wait_s
 from core.expert.ledger import Ledger
-from core.expert.limiter import ProcessLimiter, process_limiter, seconds_of, wait_s
+from core.expert.limiter import SharedLimiter, shared_limiter
 from tests.core.expert.asking import IMAGE, IMAGES, requests, settings
 
 OK = b'{"choices": [{"message": {"content": "right"}, "finish_reason": "stop"}]}'
@@ -34,32 +38,45 @@ def ledger(tmp_path):
     return Ledger(open_database(f"sqlite:///{tmp_path / 'state.db'}"))
 
 
-@given(st.lists(st.tuples(st.floats(0, 20), st.integers(1, 900)), min_size=1, max_size=60))
-def test_no_minute_holds_more_than_the_limits(arrivals):
+def limiter_of(engine, *, ttl_s: float = 10.0, clock=time.time, concurrency: int = 8, **rates) -> SharedLimiter:
+    """As of a process of its own."""
+    return SharedLimiter(Budget(engine, ("there",), ttl_s=ttl_s, clock=clock), concurrency=concurrency, **rates)
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return open_database(f"sqlite:///{tmp_path_factory.mktemp('limits') / 'state.db'}")
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.integers(0, 2), st.lists(st.floats(0.1, 2), min_size=1, max_size=5))))
+@hypothesis_settings(max_examples=40, deadline=None)
+def test_no_window_holds_more_than_the_rate_and_one_request(shared, arrivals):
+    """Whoever books, and however many at once: of those that begin in a window all but the last end in it too."""
     clock = Clock()
-    limiter = ProcessLimiter(20, 6000, clock=clock)
+    account = (str(uuid.uuid4()),)
+    budgets = [Budget(shared, account, clock=clock) for _ in range(3)]
     sent = []
-    for gap, tokens in arrivals:
+    for gap, who, costs in arrivals:
         clock.now += gap
-        sent.append((clock.now + limiter.book(tokens), tokens))
-    for start, _ in sent:
-        window = [tokens for at, tokens in sent if start <= at < start + 60 - 1e-6]
-        assert len(window) <= 20
-        assert sum(window[:-1]) <= 6000  # the last one's share of the rate lies behind it
+        places = budgets[who].book(costs)
+        assert all(place >= clock.now - 1e-6 for place in places)
+        sent += zip(places, costs, strict=True)
+    sent.sort()
+    assert all(later - earlier >= cost - 1e-6 for (earlier, cost), (later, _) in pairwise(sent))
 
 
-def test_places_are_booked_without_gaps_and_time_that_passes_is_not_saved_up():
+def test_places_are_booked_without_gaps_and_time_that_passes_is_not_saved_up(shared):
     clock = Clock()
-    limiter = ProcessLimiter(60, clock=clock)
-    assert [limiter.book(1) for _ in range(3)] == [0.0, 1.0, 2.0]
+    clock.now = 50.0
+    budget = Budget(shared, ("gaps",), clock=clock)
+    assert budget.book([1.0, 1.0, 2.0]) == [50.0, 51.0, 52.0]
+    assert budget.book([1.0]) == [54.0]
     clock.now = 100.0
-    assert [limiter.book(1) for _ in range(2)] == [0.0, 1.0]
-
-
-def test_without_limits_nobody_waits():
-    limiter = ProcessLimiter()
-    assert [limiter.book(10**6) for _ in range(3)] == [0.0] * 3
-    assert limiter.pause() == 0.0
+    assert budget.book([1.0, 1.0]) == [100.0, 101.0]
 
 
 @pytest.mark.parametrize(
@@ -92,22 +109,11 @@ def test_headers_say_when_the_next_request_is_welcome(remaining, limit, reset, s
     assert wait_s(headers, "requests", 1) == pytest.approx(seconds)
 
 
-def test_a_pause_that_the_endpoint_asks_for_is_for_all_and_bounded():
-    clock = Clock()
-    limiter = ProcessLimiter(most_s=30, clock=clock)
-    limiter.book(500)
-    limiter.hear({"x-ratelimit-remaining-tokens": "499", "x-ratelimit-reset-tokens": "1h"})
-    assert limiter.pause() == 30.0
-    clock.now = 31.0
-    assert limiter.pause() == 0.0
-    limiter.hear({"x-ratelimit-remaining-tokens": "500", "x-ratelimit-reset-tokens": "1h"})
-    assert limiter.pause() == 0.0
-
-
-def test_clients_of_a_process_share_their_accounts_limiter():
+def test_clients_on_one_database_share_their_accounts_limiter(ledger):
     config = settings("http://127.0.0.1:9/v1", requests_per_minute=7)
-    assert process_limiter(config) is process_limiter(config.model_copy(update={"concurrency": 1}))
-    assert process_limiter(config) is not process_limiter(config.model_copy(update={"model": "other"}))
+    one = shared_limiter(config, ledger.engine)
+    assert one is shared_limiter(config.model_copy(update={"timeout_s": 1}), ledger.engine)
+    assert one is not shared_limiter(config.model_copy(update={"model": "other"}), ledger.engine)
 
 
 @pytest.mark.parametrize("kind", ["requests", "tokens"])
