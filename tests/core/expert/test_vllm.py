@@ -23,7 +23,7 @@ from core.expert.request import AnswerModel, build_request
 from core.expert.settings import ExpertSettings
 from core.models.tokenizer import train_bpe_tokenizer
 from core.revising import revise
-from data_contracts import Revisions, split_rows
+from data_contracts import Reasks, Revisions, split_rows
 from tests.core.expert.asking import IMAGES, requests, settings
 from tests.core.expert.serving import CONTEXT, KEY, NAME, make_models, served
 from tests.core.test_revising import drafts_of
@@ -208,8 +208,9 @@ def test_every_draft_is_decided_and_keeps_the_contract(vllm, ledger):
         (texts[0], texts[1], "f" * 64),
         (texts[0], texts[1], BROKEN_SHA),
     )
-    frame = revise(drafts, client=client(ours(vllm), ledger), tokenizer=tokenizer, load_image=PICTURES.__getitem__)
-    good, failures = split_rows(Revisions, frame)
+    found = revise(drafts, client=client(ours(vllm), ledger), tokenizer=tokenizer, load_image=PICTURES.__getitem__)
+    good, failures = split_rows(Revisions, found.revisions)
+    assert split_rows(Reasks, found.reasks)[1] == []
     assert failures == []
     assert good["draft_id"].to_list() == drafts["draft_id"].to_list()
     errors = [error and error.partition(":")[0] for error in good["error"]]
