@@ -4,11 +4,13 @@ The control tokens are no part of the text model: text that spells "<mask>" is e
 Nothing is added to what is encoded (no begin, no end), so that ids and character offsets are those of the text.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from core.errors import ConfigError, InputError
 
@@ -71,10 +73,31 @@ def _with_control_tokens(backend: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint folder. Raises InputError if there is none."""
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder, by transformers' own code alone.
+
+    A folder that asks for code of its own (Dream's) is read from its tokenizer.json, or, if it has none, from
+    vocab.json and merges.txt as Qwen2's, which it is.
+
+    Raises:
+        InputError: if there is none.
+    """
+    folder = Path(path)
     try:
-        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} has no usable tokenizer: {error}") from error
+        if _known_type(folder):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        elif (folder / "tokenizer.json").is_file() or not (folder / "merges.txt").is_file():
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        else:
+            tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder} has no usable tokenizer: {error}") from error
     return tokenizer
+
+
+def _known_type(folder: Path) -> bool:
+    """Whether transformers has a tokenizer class of its own for the folder's model_type."""
+    try:
+        return json.loads((folder / "config.json").read_text())["model_type"] in TOKENIZER_MAPPING_NAMES
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
