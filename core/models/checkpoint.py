@@ -6,7 +6,6 @@ twice, and none is converted unless asked for. Pickled weights are refused: load
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config = read_config(folder)
     files: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for path in _weight_files(folder):
+    for path in _weight_files(folder, config["model_type"]):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - no mapping
@@ -99,12 +98,14 @@ def refuse_pickles(folder: Path) -> None:
         )
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: Path, model_type: str) -> list[Path]:
     names = sorted(set(_promised(folder).values())) or [WEIGHTS]
     for name in names:
         if not (folder / name).is_file():
             refuse_pickles(folder)
-            raise InputError(f"{folder / name} is missing: the checkpoint is incomplete, download it again")
+            raise InputError(
+                f"{folder / name} is missing: this {model_type} checkpoint is incomplete, download it again"
+            )
     return [folder / name for name in names]
 
 
@@ -150,18 +151,16 @@ def fill(
     """
     wanted = {name: name_of(name) for name, _ in module.named_parameters()}
     _compare(module, checkpoint, wanted)
-    with ExitStack() as stack:
-        readers = {
-            path: stack.enter_context(safe_open(path, framework="pt")) for path in set(checkpoint.files.values())
-        }
-        for name, published in wanted.items():
-            read = readers[checkpoint.files[published]].get_tensor(published)
-            # cloned: the file's pages are neither aligned for fast kernels nor safe from whoever writes the file
+    for name, published in wanted.items():
+        # a file opened anew for each tensor: the pages that are mapped stay mapped as long as a file is open
+        with safe_open(checkpoint.files[published], framework="pt") as file:
+            read = file.get_tensor(published)
+            # copied: mapped pages are neither aligned for fast kernels nor safe from whoever writes the file
             tensor = read.to(device_of(name), dtype or read.dtype, copy=True)
-            check_values(checkpoint.folder, published, tensor)
-            owner, _, attribute = name.rpartition(".")
-            trained = module.get_parameter(name).requires_grad
-            setattr(module.get_submodule(owner), attribute, nn.Parameter(tensor, requires_grad=trained))
+        check_values(checkpoint.folder, published, tensor)
+        owner, _, attribute = name.rpartition(".")
+        trained = module.get_parameter(name).requires_grad
+        setattr(module.get_submodule(owner), attribute, nn.Parameter(tensor, requires_grad=trained))
     compute_buffers(module, device_of)
 
 
@@ -191,7 +190,9 @@ def check_values(folder: Path, name: str, tensor: Tensor) -> None:
     """Raise InputError if a weight is no floating point number, NaN or infinite."""
     if not tensor.is_floating_point():
         raise InputError(f"{folder}: {name} is of {tensor.dtype}: quantised checkpoints cannot be trained, use bf16")
-    if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))):  # a sum makes no second tensor, isfinite would
+    if not tensor.is_meta and not bool(
+        torch.isfinite(tensor.sum(dtype=torch.float32))
+    ):  # a sum makes no second tensor, isfinite would
         raise InputError(f"{folder}: {name} holds NaN or infinite values: take an earlier checkpoint")
 
 

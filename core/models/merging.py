@@ -129,7 +129,7 @@ def _interleave(
         parts = torch.split(values_FD, list(features.lengths))
         values_FD = torch.cat([parts[image] for image in shown])
     merged_TD = embeddings_BLD.new_zeros(b * width, d).index_copy(0, flat_BL.flatten(), embeddings_BLD.flatten(0, 1))
-    merged_TD = merged_TD.index_copy(0, flat_F, values_FD.to(embeddings_BLD.dtype))
+    merged_TD = merged_TD.index_copy(0, flat_F, values_FD.to(embeddings_BLD))
     valid_T = torch.zeros(b * width, dtype=torch.bool, device=device)
     valid_T[flat_BL.flatten()] = valid_BL.flatten()
     valid_T[flat_F] = True

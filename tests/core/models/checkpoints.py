@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -53,9 +55,11 @@ def byte_tokenizer(size: int = 512) -> PreTrainedTokenizerFast:
     )
 
 
+@cache
 def golden(name: str) -> dict[str, np.ndarray]:
     return dict(np.load(DATA / name / "golden.npz"))
 
 
-def cases(name: str) -> dict[str, object]:
+@cache
+def cases(name: str) -> dict[str, Any]:
     return json.loads((DATA / name / "cases.json").read_text())
