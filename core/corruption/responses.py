@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from core.errors import InputError
+from core.models.special_tokens import image_placeholder
 
 _CHUNK = 4096
+_IMAGE = "\ufffc"
+"""Where the image goes while the chat template is applied: the object replacement character."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,25 +80,43 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     )
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Ids of a prompt as the model sees it: through the tokenizer's chat template if it has one, else as plain text."""
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, *, with_image: bool = False) -> list[int]:
+    """Ids of a prompt as the model sees it: through the tokenizer's chat template if it has one, else as plain text.
+
+    A model that has images inside its text gets its placeholder in front, on a line of its own, as LLaVA does.
+    """
+    placeholder = image_placeholder(tokenizer) if with_image else None
+    text = prompt if placeholder is None else f"{_IMAGE}\n{prompt}"
     if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        messages = [{"role": "user", "content": text}]
+        text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    if placeholder is None:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(_IMAGE, 1))
+    return [*before, placeholder, *after]
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: pl.Series, response_length: int) -> Prompts:
-    """Encode each distinct prompt of a column once.
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: pl.Series,
+    response_length: int,
+    *,
+    with_image: pl.Series | None = None,
+) -> Prompts:
+    """Encode each distinct prompt of a column once; `with_image` says which rows have an image.
 
     Reasons: special_token, unknown_token, prompt_too_long (with the response it exceeds the tokenizer's
     `model_max_length`).
     """
-    distinct = prompts.unique(maintain_order=True)
-    table = pl.DataFrame({"prompt": distinct, "index": np.arange(distinct.len())})
-    index = pl.DataFrame({"prompt": prompts}).join(table, on="prompt", how="left", maintain_order="left")["index"]
-    ids = [np.array(prompt_ids(tokenizer, prompt), dtype=np.int32) for prompt in distinct]
+    seen = False if with_image is None or image_placeholder(tokenizer) is None else with_image
+    rows = pl.DataFrame({"prompt": prompts}).with_columns(with_image=seen)
+    table = rows.unique(maintain_order=True).with_row_index("index")
+    index = rows.join(table, on=rows.columns, how="left", maintain_order="left")["index"]
+    distinct = table["prompt"]
+    ids = [
+        np.array(prompt_ids(tokenizer, prompt, with_image=image), dtype=np.int32)
+        for prompt, image in table.select("prompt", "with_image").iter_rows()
+    ]
     vocab = vocabulary(tokenizer)
     room = tokenizer.model_max_length - response_length
     marks = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]

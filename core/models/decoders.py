@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import LlamaConfig, LlamaModel, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2Model
 
@@ -71,7 +72,7 @@ def decoder_family(config: Mapping[str, Any]) -> DecoderFamily:
         return _FAMILIES[model_type](config)
     except KeyError as error:
         raise InputError(f"config.json of model_type {model_type!r} lacks {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise InputError(f"config.json of model_type {model_type!r}: {error}") from error
 
 

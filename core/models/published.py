@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import SiglipVisionConfig
 
 from core.errors import InputError
@@ -101,7 +102,10 @@ def tiled_vision(config: Mapping[str, Any], sizes: Mapping[str, Any], outer: int
         outer: hidden size of the language model.
     """
     known = {key: value for key, value in sizes.items() if key not in ("torch_dtype", "dtype", "architectures")}
-    tower = SiglipVisionConfig.from_dict({**known, "vision_use_head": False})
+    try:
+        tower = SiglipVisionConfig.from_dict({**known, "vision_use_head": False})
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise InputError(f"config.json of the vision tower: {error}") from error
     tower.num_hidden_layers -= 1
     side = tower.image_size
     if not isinstance(side, int) or not isinstance(tower.patch_size, int) or side < tower.patch_size:
