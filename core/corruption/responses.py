@@ -1,5 +1,7 @@
 """Text -> the fixed-length response region: text tokens, then end-of-text up to the last position. Done once per text.
 
+A tokenizer whose chat template ends an answer with a token of its own (LLaDA's `<|eot_id|>`) has one of it first.
+
 Shapes: N texts, L positions of the response, P distinct prompts, K special or ordinary ids.
 """
 
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from core.errors import InputError
-from core.models.special_tokens import image_placeholder
+from core.models.special_tokens import end_of_turn, image_placeholder
 
 _CHUNK = 4096
 _IMAGE = "\ufffc"
@@ -22,10 +24,14 @@ _IMAGE = "\ufffc"
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The ids that corruption needs. `ordinary_K` (sorted) are all ids a text can consist of: no special one."""
+    """The ids that corruption needs. `ordinary_K` (sorted) are all ids a text can consist of: no special one.
+
+    turn_end: what ends an answer, before the fill with eos; the same as eos in most tokenizers.
+    """
 
     mask: int
     eos: int
+    turn_end: int
     unknown: int | None
     special_K: NDArray[np.int32]
     ordinary_K: NDArray[np.int32]
@@ -74,6 +80,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     return Vocabulary(
         mask=mask,
         eos=eos,
+        turn_end=end_of_turn(tokenizer),
         unknown=unknown if isinstance(unknown, int) else None,
         special_K=np.array(sorted(special), dtype=np.int32),
         ordinary_K=np.array(sorted(ordinary), dtype=np.int32),
@@ -152,6 +159,8 @@ def encode_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], r
         offsets_NLC[row[fits], column[fits]] = flat_offsets[fits]
         lengths.append(length)
     length_N = np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
+    ended = np.flatnonzero(length_N < response_length)
+    ids_NL[ended, length_N[ended]] = vocab.turn_end
     start_NL, end_NL = np.ascontiguousarray(offsets_NLC[..., 0]), np.ascontiguousarray(offsets_NLC[..., 1])
     reasons, details = _reasons(vocab, texts, ids_NL, length_N, offsets_NLC)
     return Responses(

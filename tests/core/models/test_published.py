@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core.corruption.settings import ObjectiveSettings
@@ -246,6 +247,25 @@ def test_saving_gives_the_published_layout_back(tmp_path, monkeypatch, name, sha
     ids_BL = tensor(golden(name)["text/input_ids"])
     assert torch.equal(logits(again, ids_BL), logits(model, ids_BL))
     assert again.tokenizer.mask_token_id == 500
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "head", "embedding"),
+    [
+        ("llada_tiny", "weight_tying", "model.transformer.ff_out.weight", "model.transformer.wte.weight"),
+        ("dream_tiny", "tie_word_embeddings", "lm_head.weight", "model.embed_tokens.weight"),
+    ],
+)
+def test_a_head_that_shares_the_embedding_is_stored_once(tmp_path, name, key, head, embedding):
+    folder = published(tmp_path, name, **{key: True})
+    tensors = stored(folder)
+    del tensors[head]
+    save_file(tensors, folder / "model.safetensors")
+    model = load_denoiser(folder)
+    hidden = torch.randn(3, 64)
+    assert torch.equal(model.logits(hidden), hidden @ tensors[embedding].T)
+    save_denoiser(model, tmp_path / "saved")
+    assert stored(tmp_path / "saved").keys() == tensors.keys() == {*map(model.layout.name_of, model.state_dict())}
 
 
 def test_saving_over_the_folder_it_came_from_keeps_the_model(tmp_path):

@@ -2,10 +2,14 @@ import json
 
 import pytest
 
-from core.corruption.responses import prompt_ids
+from core.alignment import DraftTokens, align
+from core.corruption.responses import encode_responses, prompt_ids
+from core.errors import InputError
 from core.models.denoiser import load_denoiser, save_denoiser
-from core.models.special_tokens import image_placeholder
+from core.models.special_tokens import end_of_turn, image_placeholder
+from core.models.text import decode_response
 from core.models.tokenizer import load_tokenizer
+from core.rediff import TextCodec
 from tests.core.models.checkpoints import SPECIAL, byte_tokenizer, published
 
 
@@ -41,6 +45,39 @@ def test_an_image_stands_on_a_line_before_the_prompt_inside_the_chat_template(tm
     assert tokenizer.decode(after) == f"\nHi{SPECIAL[494]}{SPECIAL[492]}assistant{SPECIAL[493]}\n\n"
     assert -200 not in prompt_ids(tokenizer, "Hi")
     assert prompt_ids(tokenizer, "\ufffc", with_image=True).count(-200) == 1
+
+
+def test_an_answer_ends_as_the_chat_template_ends_it_and_then_the_text_does(tmp_path):
+    tokenizer = load_denoiser(published(tmp_path, "llada_v_tiny")).tokenizer
+    assert end_of_turn(tokenizer) == 494
+    ids = encode_responses(tokenizer, ["Hi"], 6).ids_NL[0].tolist()
+    assert ids == [*tokenizer("Hi")["input_ids"], 494, 491, 491, 491]
+    assert encode_responses(tokenizer, ["Hello", "Hello!"], 6).reason_N == [None, "too_long"]
+    answer = decode_response(tokenizer, [*ids[:3], 70, 70, 70])
+    assert (answer.text, answer.char_start) == ("Hi", [0, 1, -1, -1, -1, -1])
+
+
+def test_an_aligned_answer_ends_its_turn_once(tmp_path):
+    tokenizer = load_denoiser(published(tmp_path, "llada_v_tiny")).tokenizer
+    ids = [*tokenizer("a red ring")["input_ids"], 494, 70, 491, 70, 491, 491]
+    text = decode_response(tokenizer, ids)
+    draft = DraftTokens(text=text.text, prompt="", token_ids=ids, char_start=text.char_start, char_end=text.char_end)
+    found = align(draft, [("red", "blue")], codec=TextCodec.of(tokenizer))
+    assert found.target_ids == [*tokenizer("a blue ring")["input_ids"], 494, 491, 491, 491, 491]
+
+
+def test_without_a_chat_template_an_answer_ends_with_the_text(tmp_path):
+    folder = published(tmp_path, "llada_tiny")
+    (folder / "chat_template.jinja").unlink()
+    tokenizer = load_denoiser(folder).tokenizer
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id == 491
+
+
+def test_a_chat_template_that_cannot_be_applied_is_refused(tmp_path):
+    folder = published(tmp_path, "llada_tiny")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no system') }}")
+    with pytest.raises(InputError, match="chat template cannot be applied: no system"):
+        load_denoiser(folder)
 
 
 def test_dreams_tokenizer_is_read_without_its_code(tmp_path):
