@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from core.errors import InputError
@@ -147,7 +146,7 @@ def load_denoiser(
     placement = Placement(device=device, dtype=dtype, devices=devices or {})
     model_type = read_config(folder)["model_type"]
     target = LOADERS.get(model_type)
-    if target is None and model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    if target is None and _is_masked_lm(model_type):
         target = _MASKED_LM
     if target is None:
         raise InputError(
@@ -158,6 +157,14 @@ def load_denoiser(
     loader = cast(Callable[[Path, Placement], TrainableDenoiser], getattr(import_module(module), function))
     with _no_progress_bars():
         return loader(folder, placement)
+
+
+def _is_masked_lm(model_type: str) -> bool:
+    """Whether transformers has such a masked language model; asked late, for its list takes a second to import."""
+    known: Mapping[str, object] = import_module(
+        "transformers.models.auto.modeling_auto"
+    ).MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return model_type in known
 
 
 def save_denoiser(model: TrainableDenoiser, path: str | Path) -> None:

@@ -85,9 +85,10 @@ def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
     except (TemplateError, TypeError, ValueError) as error:
         raise InputError(f"the tokenizer's chat template cannot be applied: {error}") from error
-    ids = tokenizer(text.partition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
-    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return int(ids[0]) if ids and ids[0] in special else None
+    after = text.partition(_ANSWER)[2].lstrip()
+    special = {str(token): token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    written = [token for token in special if after.startswith(token)]
+    return special[max(written, key=len)] if written else None
 
 
 def _token(tokenizer: "PreTrainedTokenizerBase", token_id: int, key: str) -> str:

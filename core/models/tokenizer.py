@@ -6,11 +6,12 @@ Nothing is added to what is encoded (no begin, no end), so that ids and characte
 
 import json
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from core.errors import ConfigError, InputError
 
@@ -18,6 +19,9 @@ MASK_TOKEN = "<mask>"  # noqa: S105 - the name of a token, not a password
 EOS_TOKEN = "<eos>"  # noqa: S105
 PAD_TOKEN = "<pad>"  # noqa: S105
 UNK_TOKEN = "<unk>"  # noqa: S105
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""What tokenizer_config.json calls a tokenizer that is wholly in tokenizer.json."""
+
 CONTROL_TOKENS = (MASK_TOKEN, EOS_TOKEN, PAD_TOKEN, UNK_TOKEN)
 
 
@@ -84,20 +88,30 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """
     folder = Path(path)
     try:
-        if _known_type(folder):
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        elif (folder / "tokenizer.json").is_file() or not (folder / "merges.txt").is_file():
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        else:
-            tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+        kind = _class_of(folder)
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{folder} has no usable tokenizer: {error}") from error
     return tokenizer
 
 
-def _known_type(folder: Path) -> bool:
-    """Whether transformers has a tokenizer class of its own for the folder's model_type."""
+def _class_of(folder: Path) -> Any:
+    """The class that reads a folder's tokenizer. Modules that take seconds to import are asked last."""
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    if has_tokenizer and _read(folder / "tokenizer_config.json").get("tokenizer_class") in _GENERIC:
+        return PreTrainedTokenizerFast
+    names = import_module("transformers.models.auto.tokenization_auto").TOKENIZER_MAPPING_NAMES
+    if _read(folder / "config.json").get("model_type") in names:
+        return import_module("transformers").AutoTokenizer
+    if not has_tokenizer and (folder / "merges.txt").is_file():
+        return import_module("transformers").Qwen2Tokenizer
+    return PreTrainedTokenizerFast
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file; empty if it is none."""
     try:
-        return json.loads((folder / "config.json").read_text())["model_type"] in TOKENIZER_MAPPING_NAMES
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     AlbertConfig,
     AutoModelForMaskedLM,
@@ -14,8 +15,10 @@ from transformers import (
     RobertaConfig,
 )
 
+from core.corruption.responses import encode_responses
 from core.errors import InputError
 from core.models.denoiser import load_denoiser, save_denoiser
+from core.models.text import decode_response
 from tests.core.models.checkpoints import byte_tokenizer
 
 SIZES = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -111,6 +114,24 @@ def test_training_has_no_dropout(tmp_path):
     ids_BL = some_ids()
     first, second = (model.hidden(ids_BL, valid_BL=ids_BL > 0, features_BND=None) for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_a_bert_as_its_hub_has_it_masks_with_mask_and_ends_with_sep(tmp_path):
+    """Its tokenizer_config.json names no token: the class that transformers has for BERT does."""
+    written(tmp_path, CONFIGS["bert"])
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "ring", "##s"]
+    backend = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.add_special_tokens([AddedToken(word, special=True) for word in words[:5]])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 512}')
+    (tmp_path / "chat_template.jinja").unlink()
+    tokenizer = load_denoiser(tmp_path).tokenizer
+    assert [tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id] == [4, 3, 0]
+    ids = encode_responses(tokenizer, ["A red rings"], 8).ids_NL[0].tolist()
+    assert ids == [5, 6, 7, 8, 3, 3, 3, 3]
+    assert decode_response(tokenizer, ids).text == "a red rings"
 
 
 def test_a_model_without_a_head_is_refused(tmp_path):
