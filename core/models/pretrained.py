@@ -8,7 +8,7 @@ Shapes: B rows, L text tokens, T positions of the merged row, N positions that a
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,14 +22,6 @@ from core.models.vision import Vision
 
 Encode = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 """(language, embeddings (B, T, D), valid (B, T) or None if all are) -> final hidden states (B, T, D)."""
-
-
-class Head(Protocol):
-    """Hidden states -> scores."""
-
-    def __call__(self, hidden_ND: Tensor) -> Tensor:
-        """(N, D) -> (N, V)."""
-        ...
 
 
 class TiedHead(nn.Module):
