@@ -9,8 +9,10 @@ RedraftError
 │   ├── EmptyOutput         a stage ended without a single good row
 │   ├── AccountingError     rows in != ok + rejected + failed: a row was lost
 │   ├── ClaimLost           another process took this work over
-│   ├── ExpertUnavailable   the expert endpoint refuses, or failed too often in a row
-│   ├── BudgetExceeded      a hard limit on cost, tokens, requests or time was reached
+│   ├── Interrupted         an orderly stop: what is done is kept, and the work can be gone on with
+│   │   ├── ExpertUnavailable   the expert endpoint refuses, or failed too often in a row
+│   │   ├── BudgetExceeded      a hard limit on cost, tokens, requests or time was reached
+│   │   └── PartialFailure      some shards of a stage failed
 │   └── ServerError         a Prefect or MLflow server could not be started or reached
 └── RowError                one row cannot be used: becomes a counted reject, never a crash
 
@@ -54,12 +56,20 @@ class ClaimLost(FatalError):
     """Another process took this work over, because this one could not renew its claim in time."""
 
 
-class ExpertUnavailable(FatalError):
+class Interrupted(FatalError):
+    """An orderly stop: what is done is kept, and the work can be gone on with."""
+
+
+class ExpertUnavailable(Interrupted):
     """The expert endpoint refuses connections or failed too often in a row."""
 
 
-class BudgetExceeded(FatalError):
+class BudgetExceeded(Interrupted):
     """A hard limit on cost, tokens, requests or time was reached."""
+
+
+class PartialFailure(Interrupted):
+    """Some shards failed; those that finished are kept. `redraft rerun` computes the missing ones alone."""
 
 
 class ServerError(FatalError):

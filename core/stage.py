@@ -86,6 +86,8 @@ class Output:
         self.manifest: Manifest | None = None
         self.progress: OnProgress = lambda _done, _total, _metrics: None
         """Call it with the steps done, their total (if known) and metrics, to show long work to whoever watches."""
+        self.note: Callable[[str], None] = lambda _words: None
+        """Call it with a few words about how the work stands, for whoever watches."""
         self.owned: Callable[[], bool] = lambda: True
         """Is the claim on this work still ours? Asked before the manifest is written."""
         self._rejects: list[dict[str, str]] = []
@@ -143,6 +145,11 @@ class Output:
         if counts.ok == 0:
             raise EmptyOutput(
                 f"stage {self.stage.name} has no good row: rejected {counts.rejected}, failed {counts.failed}"
+                + (
+                    f"; one of them: {detail}"
+                    if (detail := next(iter(self._rejects), {"detail": ""})["detail"])
+                    else ""
+                )
             )
         self._write_rejects()
         if not self.owned():
@@ -217,6 +224,7 @@ def run_stage(
     *,
     work_root: Path,
     on_progress: OnProgress | None = None,
+    on_note: Callable[[str], None] | None = None,
     retry_failed: bool = False,
 ) -> StageResult:
     """Return the stage's output, computing it if it is not there. Two runs of the same work wait for each other."""
@@ -234,6 +242,8 @@ def run_stage(
         output.owned = held
         if on_progress is not None:
             output.progress = on_progress
+        if on_note is not None:
+            output.note = on_note
         compute(output)
         if output.manifest is None:
             raise AccountingError(f"stage {stage.name} ended without commit()")

@@ -9,6 +9,7 @@ from data_contracts.drafts import Drafts
 from data_contracts.evaluations import Evaluations
 from data_contracts.hallucination_pairs import HallucinationPairs
 from data_contracts.kinds import TokenKind
+from data_contracts.reasks import Reasks
 from data_contracts.rejects import Rejects
 from data_contracts.revisions import Revisions
 from data_contracts.samples import Samples
@@ -23,6 +24,7 @@ TABLES: dict[str, type[Contract]] = {
         Drafts,
         Traces,
         Revisions,
+        Reasks,
         Corrections,
         TrainingExamples,
         Evaluations,
@@ -37,6 +39,7 @@ __all__ = [
     "Drafts",
     "Evaluations",
     "HallucinationPairs",
+    "Reasks",
     "Rejects",
     "Revisions",
     "RowFailure",

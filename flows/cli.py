@@ -15,7 +15,8 @@ from cyclopts.config import Dict
 
 from core.config import RunConfig, config_path, parse_config, read_toml
 from core.errors import ConfigError, RedraftError
-from flows.cli_data import export, ingest, pair, tokens
+from flows.cli_data import estimate, export, ingest, pair, revise, tokens
+from flows.cli_looking import lineage, report, status
 from flows.cli_options import DEFAULTS, Config, Json, Limit
 
 app = App(
@@ -24,7 +25,7 @@ app = App(
     version_flags=["--version"],
 )
 
-for _verb in (ingest, pair, export, tokens):
+for _verb in (ingest, pair, estimate, revise, export, tokens, status, report, lineage):
     app.command(_verb)
 _LENGTH = ("--model.response_length",)
 _SHORT = {
@@ -59,19 +60,43 @@ def run(
 
 
 @app.command
-def rerun(run: str, *, json: Json = False) -> int:
+def rerun(
+    run: str,
+    *,
+    max_cost_usd: float | None = None,
+    max_tokens_total: int | None = None,
+    max_requests: int | None = None,
+    deadline_s: float | None = None,
+    json: Json = False,
+) -> int:
     """Take up a run that failed or was killed: what is finished is kept, the rest is computed.
+
+    A run that a limit on the expert stopped goes on with a higher one; the sums count what it has spent so far.
 
     Parameters
     ----------
     run
         The run's name, as `redraft status` shows it.
+    max_cost_usd
+        The new expert.max_cost_usd.
+    max_tokens_total
+        The new expert.max_tokens_total.
+    max_requests
+        The new expert.max_requests.
+    deadline_s
+        The new expert.deadline_s, counted from now.
     json
         Print one line of JSON at the end, for machines.
     """
     from flows.running import rerun_loop
 
-    return rerun_loop(run, json=json)
+    limits = {
+        "max_cost_usd": max_cost_usd,
+        "max_tokens_total": max_tokens_total,
+        "max_requests": max_requests,
+        "deadline_s": deadline_s,
+    }
+    return rerun_loop(run, {name: limit for name, limit in limits.items() if limit is not None}, json=json)
 
 
 @app.command
@@ -86,50 +111,6 @@ def serve(*, config: Config = DEFAULTS, cron: str = "0 2 * * *") -> int:
     from flows.running import serve_schedule
 
     return serve_schedule(config, cron)
-
-
-@app.command
-def status(*, config: Config = DEFAULTS, json: Json = False) -> int:
-    """Show the runs and how they stand.
-
-    Parameters
-    ----------
-    json
-        Print one line of JSON at the end, for machines.
-    """
-    from flows.inspecting import show_status
-
-    return show_status(config, json=json)
-
-
-@app.command
-def report(run: str) -> int:
-    """Print a run's results and where its report lies.
-
-    Parameters
-    ----------
-    run
-        The run's name, as `redraft status` shows it.
-    """
-    from flows.inspecting import show_report
-
-    return show_report(run)
-
-
-@app.command
-def lineage(ref: str, *, config: Config = DEFAULTS, json: Json = False) -> int:
-    """Show what a dataset or checkpoint was made from, back to its first ancestors.
-
-    Parameters
-    ----------
-    ref
-        Folder in the store, e.g. datasets/draft-1f2e3d4c5b6a7980, or the beginning of a digest.
-    json
-        Print one line of JSON, for machines.
-    """
-    from flows.inspecting import show_lineage
-
-    return show_lineage(config, ref, json=json)
 
 
 @app.command

@@ -29,10 +29,9 @@ def ingest(
     json
         Print one line of JSON at the end, for machines.
     """
-    from flows.stages import run_ingest
+    from flows.stages import from_file, run_ingest
 
-    data = config.data.model_copy(update={"source": format_, "path": str(file.resolve())})
-    return run_ingest(config.model_copy(update={"data": data}), json=json)
+    return run_ingest(from_file(config, file, format_), json=json)
 
 
 def pair(samples: str, *, config: Config = DEFAULTS, json: Json = False) -> int:
@@ -91,3 +90,50 @@ def tokens(dataset: str, *, tokenizers: tuple[Path, ...], config: Config = DEFAU
     from flows.token_shares import show_token_shares
 
     return show_token_shares(config, dataset, tokenizers, json=json)
+
+
+def revise(
+    *drafts: str,
+    tokenizer: Path | None = None,
+    config: Config = DEFAULTS,
+    json: Json = False,
+) -> int:
+    """Have the expert revise drafts, and align what it says to their tokens. Nothing is asked twice.
+
+    Exit code 3: it stopped in order (a limit, or an endpoint that fails); the same command goes on from there.
+
+    Parameters
+    ----------
+    drafts
+        Datasets of drafts in the store (or the beginnings of their digests), or one file: ReDiff's
+        {img, ques, ans, pred}, or texts {question, generations, ground_truth}.
+    tokenizer
+        For a file: the folder of the tokenizer of the model that wrote them.
+    json
+        Print one line of JSON at the end, for machines.
+    """
+    from flows.stages import run_revise
+
+    return run_revise(config, drafts, tokenizer, json=json)
+
+
+def estimate(
+    *drafts: str,
+    tokenizer: Path | None = None,
+    config: Config = DEFAULTS,
+    json: Json = False,
+) -> int:
+    """Say what revising drafts would take, before the first request: calls, tokens, cost.
+
+    Parameters
+    ----------
+    drafts
+        As for `redraft revise`.
+    tokenizer
+        As for `redraft revise`.
+    json
+        Print one line of JSON at the end, for machines.
+    """
+    from flows.estimating import run_estimate
+
+    return run_estimate(config, drafts, tokenizer, json=json)

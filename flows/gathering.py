@@ -6,18 +6,15 @@ from prefect import flow
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from core.errors import FatalError, RedraftError
+from core.errors import FatalError, Interrupted, PartialFailure
 from core.manifest import Ref
-
-
-class PartialFailure(RedraftError):
-    """Some shards failed; those that finished are kept. `redraft rerun` computes the missing ones alone."""
 
 
 def gather(futures: Sequence[PrefectFuture[Ref]], what: str) -> list[Ref]:
     """The refs of all futures, in order.
 
     Raises:
+        ExpertUnavailable, BudgetExceeded: the expert stopped the work of one at least.
         PartialFailure: some failed, after all of them have ended; says how many and why the first one did.
         FatalError: all of several failed.
         Exception: the cause itself, where there is one future.
@@ -27,7 +24,11 @@ def gather(futures: Sequence[PrefectFuture[Ref]], what: str) -> list[Ref]:
     if failed and len(futures) == 1:
         return [failed[0].result()]  # raises it
     if failed:
-        reason = failed[0].state.result(raise_on_failure=False) or failed[0].state.name
+        reasons = [future.state.result(raise_on_failure=False) or future.state.name for future in failed]
+        stopped = next((reason for reason in reasons if isinstance(reason, Interrupted)), None)
+        if stopped is not None:  # the others stopped for the same cause, or soon would have
+            raise stopped
+        reason = reasons[0]
         if len(failed) < len(futures):
             raise PartialFailure(f"{len(failed)} of {len(futures)} {what} failed, the others are kept. First: {reason}")
         raise FatalError(f"all {len(futures)} {what} failed. First: {reason}")

@@ -4,11 +4,12 @@ from typing import Any
 
 from prefect import flow
 
-from core.config import parse_config
-from core.errors import ConfigError
+from core.config import RunConfig, parse_config
 from core.manifest import Ref
 from flows.foundation import ingest_file, pair_samples
 from flows.lost_runs import end_as_failed, note_process
+from flows.revision import drafts_of, revised
+from flows.stages import Verb
 from tasks.rounds import close_round, open_pipeline
 from tasks.workplace import Workplace
 
@@ -21,18 +22,33 @@ from tasks.workplace import Workplace
     on_cancellation=[end_as_failed],
 )
 def one_stage(
-    config: dict[str, Any], place: dict[str, Any], run: str, verb: str, source: Ref | None, command: str
-) -> Ref:
-    """Run the stage `verb` on the dataset `source`, below a run of its own in MLflow."""
+    config: dict[str, Any],
+    place: dict[str, Any],
+    run: str,
+    verb: Verb,
+    sources: list[Ref],
+    command: str,
+    tokenizer: str = "",
+) -> list[Ref]:
+    """Run the stage `verb` on the datasets `sources`, below a run of its own in MLflow; its outputs."""
     note_process()
     settings, here = parse_config(config, f"run {run}"), Workplace.model_validate(place).for_run(run)
     tags = {"redraft.run": run, "redraft.config": settings.name, "redraft.command": command}
     parent = open_pipeline(here, run, tags, config)
-    if verb == "ingest":
-        found = ingest_file(settings, here, parent)
-    elif verb == "pair" and source is not None:
-        found = pair_samples(settings, here, source, parent)
-    else:
-        raise ConfigError(f"no stage {verb!r}, or none without a dataset")
+    found = _outputs(settings, here, verb, sources, tokenizer, parent)
     close_round(here, parent)
     return found
+
+
+def _outputs(
+    settings: RunConfig, here: Workplace, verb: Verb, sources: list[Ref], tokenizer: str, parent: str
+) -> list[Ref]:
+    match verb:
+        case "ingest":
+            return [ingest_file(settings, here, parent)]
+        case "pair":
+            return [pair_samples(settings, here, source, parent) for source in sources]
+        case "adopt":
+            return drafts_of(settings, here, sources, tokenizer, parent)
+        case "revise":
+            return revised(settings, here, drafts_of(settings, here, sources, tokenizer, parent), parent)

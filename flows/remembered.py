@@ -1,9 +1,10 @@
 """What a run was begun with, kept in REDRAFT_HOME: a rerun uses it, whatever is configured or champion by then."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from core.config import RunConfig
+from core.config import RunConfig, parse_config
 from core.errors import InputError
 from core.manifest import Ref
 from core.settings import Settings
@@ -35,6 +36,16 @@ def recall(home: Path, run: str) -> Beginning:
         raise InputError(
             f"another version of redraft began {run!r}: start a new run, it finds what is there"
         ) from error
+
+
+def with_limits(home: Path, run: str, limits: Mapping[str, float]) -> Beginning:
+    """What a run was begun with; the limits on its expert are these from now on. Raises InputError, ConfigError."""
+    beginning = recall(home, run)
+    values = beginning.config.model_dump(mode="json")
+    values["expert"] |= limits
+    changed = beginning.model_copy(update={"config": parse_config(values, f"run {run} with new limits")})
+    _write(home, run, changed)
+    return changed
 
 
 def hold_start(home: Path, run: str, model: Ref) -> Ref:

@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from core.config import RunConfig
-from core.errors import ConfigError, InputError
+from core.errors import ConfigError, InputError, Interrupted
 from flows.finished import finished_as, finished_run
-from flows.remembered import Beginning, recall, remember
+from flows.remembered import Beginning, recall, remember, with_limits
 from flows.report import results_table
 from flows.session import home, session, workplace
 from flows.summary import RunSummary, read_summary
@@ -47,10 +47,13 @@ def run_loop(config: RunConfig, *, json: bool) -> int:
         return conclude("run", name, state, started, json=json)
 
 
-def rerun_loop(run: str, *, json: bool) -> int:
-    """The verb `rerun`: the same flow run again. Whatever has a manifest is returned at once, but for failed rows."""
+def rerun_loop(run: str, limits: dict[str, float], *, json: bool) -> int:
+    """The verb `rerun`: the same flow run again. Whatever has a manifest is returned at once, but for failed rows.
+
+    limits: keys of the expert's settings that have new values from now on.
+    """
     started = time.monotonic()
-    known = recall(home(), run)
+    known = with_limits(home(), run, limits) if limits else recall(home(), run)
     before = finished_as(run, known.config, workplace(known.config.place).store, home() / "reports")
     if before is not None and not any(stage.failed for stage in before.stages):
         return repeat("rerun", before, started, json=json)
@@ -75,7 +78,8 @@ def rerun_loop(run: str, *, json: bool) -> int:
             client.set_flow_run_state(found[0].id, Pending(message="redraft rerun"), force=True)
             again = client.read_flow_run(found[0].id)
         trying_again = place.model_copy(update={"retry_failed": True})
-        parameters: dict[str, Any] = again.parameters | {"place": trying_again.model_dump(mode="json")}
+        config, where = known.config.model_dump(mode="json"), trying_again.model_dump(mode="json")
+        parameters: dict[str, Any] = again.parameters | {"config": config, "place": where}
         with narrated():
             flow: Any = redraft_run if known.kind == "run" else redraft_scheduled
             state = run_flow(flow, flow_run=again, parameters=parameters, return_type="state")
@@ -124,13 +128,18 @@ def conclude(verb: str, run: str, state: Any, started: float, *, json: bool) -> 
     """Say how a run ended, on the terminal and, if asked, as one line of JSON; the exit code."""
     seconds = time.monotonic() - started
     if not state.is_completed():
-        partial = "PartialFailure" in (state.message or "")
+        partial = is_partial(state)
         say(f"{run} {'is incomplete' if partial else 'failed'}: {reason_of(state)}", style="red")
         say(f"What is finished is kept. Mend the cause, then: redraft rerun {run}")
         if json:
             emit({"verb": verb, "run": run, "outputs": [], "error": reason_of(state), "seconds": round(seconds, 1)})
         return PARTIAL if partial else FAILED
     return present(verb, read_summary(Path(state.result())), seconds, json=json)
+
+
+def is_partial(state: Any) -> bool:
+    """Did a flow stop with work that is kept and can be gone on with, as opposed to failing?"""
+    return isinstance(state.result(raise_on_failure=False), Interrupted)
 
 
 def repeat(verb: str, summary: RunSummary, started: float, *, json: bool) -> int:

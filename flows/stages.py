@@ -1,89 +1,198 @@
-"""The verbs that run one stage of the line on its own: ingest, pair. As tasks of a flow, recorded as in a whole run."""
+"""The verbs that run one stage of the line on its own: ingest, pair, revise. As tasks of a flow, as in a whole run."""
 
 import shlex
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from core.config import RunConfig
-from core.errors import ConfigError
+from core.errors import ConfigError, InputError
+from core.ingest.formats import format_of
+from core.ingest.settings import FormatName
 from core.manifest import Manifest, Ref, read_manifest
+from core.store import Store
 from flows.inspecting import find_ref
-from flows.running import DONE, FAILED, emit, reason_of, say
+from flows.running import DONE, FAILED, PARTIAL, emit, is_partial, reason_of, say
 from flows.session import session, workplace
+from tasks.workplace import Workplace
 
-Verb = Literal["ingest", "pair"]
+Verb = Literal["ingest", "pair", "adopt", "revise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a stage's flow ended. `code`: the exit code; without outputs unless it is DONE."""
+
+    run: str
+    code: int
+    place: Workplace
+    outputs: tuple[Ref, ...] = ()
 
 
 def run_ingest(config: RunConfig, *, json: bool) -> int:
     """The verb `ingest`."""
     if config.data.source == "scenes" or not config.data.path:
         raise ConfigError("name the file to ingest: redraft ingest FILE --images FOLDER")
-    return _run("ingest", config, None, json=json)
+    return _run("ingest", config, (), json=json)
 
 
 def run_pair(config: RunConfig, samples: str, *, json: bool) -> int:
     """The verb `pair`."""
-    return _run("pair", config, find_ref(workplace(config.place).store, samples), json=json)
+    return _run("pair", config, (find_ref(workplace(config.place).store, samples),), json=json)
 
 
-def _run(verb: Verb, config: RunConfig, source: Ref | None, *, json: bool) -> int:
+def run_revise(config: RunConfig, sources: Sequence[str], tokenizer: Path | None, *, json: bool) -> int:
+    """The verb `revise`."""
+    known, refs = drafts_named(config, sources, tokenizer)
+    return _run("revise", known, refs, json=json, tokenizer=tokenizer)
+
+
+def drafts_named(
+    config: RunConfig, sources: Sequence[str], tokenizer: Path | None
+) -> tuple[RunConfig, tuple[Ref, ...]]:
+    """What the user calls drafts: datasets of the store, or one file, which the configuration then names.
+
+    Raises:
+        InputError: there is no such file or dataset, or a file among several sources.
+        ConfigError: a file, and no tokenizer.
+    """
+    if not sources:
+        raise InputError("name the drafts: a dataset of the store, or a file")
+    files = [Path(source) for source in sources if Path(source).is_file()]
+    if not files:
+        return config, tuple(_dataset(workplace(config.place).store, source) for source in sources)
+    if len(sources) > 1:
+        raise InputError(f"give one file, or several datasets of the store; {files[0]} is a file")
+    if tokenizer is None:
+        raise ConfigError("texts become drafts in a model's tokens: name the folder of its tokenizer with --tokenizer")
+    return from_file(config, files[0], "auto"), ()
+
+
+def _dataset(store: Store, name: str) -> Ref:
+    try:
+        return find_ref(store, name)
+    except InputError as error:
+        raise InputError(f"there is no file {name!r}, and {error}") from None
+
+
+def from_file(config: RunConfig, file: Path, format_: FormatName) -> RunConfig:
+    """The configuration with `file` as its data. Texts of a language model have no images, and need none."""
+    data = config.data.model_copy(update={"source": format_, "path": str(file.resolve())})
+    text_only = config.ingest.text_only or format_of(format_, file) == "generations"
+    ingest = config.ingest.model_copy(update={"text_only": text_only})
+    return config.model_copy(update={"data": data, "ingest": ingest})
+
+
+def _run(verb: Verb, config: RunConfig, sources: Sequence[Ref], *, json: bool, tokenizer: Path | None = None) -> int:
+    started = time.monotonic()
+    with staged(verb, config, sources, tokenizer, json=json) as outcome:
+        if outcome.code != DONE:
+            return outcome.code
+        seconds = time.monotonic() - started
+        return show_outputs(verb, outcome.run, outcome.place.store, outcome.outputs, seconds, json=json)
+
+
+@contextmanager
+def staged(
+    verb: Verb, config: RunConfig, sources: Sequence[Ref], tokenizer: Path | None = None, *, json: bool
+) -> Iterator[Outcome]:
+    """Run a stage, with servers around it that stay until the block ends. A failure is told to the user here."""
     started, name = time.monotonic(), f"{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    with session(config, expert=verb == "pair" and config.pair.by == "expert") as place:
+    asks = verb == "revise" or (verb == "pair" and config.pair.by == "expert")
+    with session(config, expert=asks) as place:
         from flows.lost_runs import mark_lost_runs
         from flows.one_stage import one_stage
+        from flows.preflight import preflight
         from tasks.narration import narrated
 
+        if asks:
+            preflight(config, place)
         mark_lost_runs()
-        values: dict[str, Any] = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json")}
-        command = shlex.join(["redraft", *sys.argv[1:]])
         with narrated():
-            state = one_stage(**values, run=name, verb=verb, source=source, command=command, return_state=True)
-        seconds = time.monotonic() - started
-        if not state.is_completed():
-            say(f"{name} failed: {reason_of(state)}", style="red")
-            say("What is finished is kept. Mend the cause, then give the command again.")
-            if json:
-                emit(
-                    {"verb": verb, "run": name, "outputs": [], "error": reason_of(state), "seconds": round(seconds, 1)}
-                )
-            return FAILED
-        ref: Ref = state.result()
-        return show_output(verb, name, ref, read_manifest(place.store, ref.uri), seconds, json=json)
+            state = one_stage(
+                config=config.model_dump(mode="json"),
+                place=place.model_dump(mode="json"),
+                run=name,
+                verb=verb,
+                sources=list(sources),
+                command=shlex.join(["redraft", *sys.argv[1:]]),
+                tokenizer=str(tokenizer.resolve()) if tokenizer else "",
+                return_state=True,
+            )
+        if state.is_completed():
+            yield Outcome(run=name, code=DONE, place=place, outputs=tuple(state.result()))
+            return
+        partial = is_partial(state)
+        say(f"{name} {'stopped' if partial else 'failed'}: {reason_of(state)}", style="red")
+        say("What is finished is kept. Mend the cause, then give the command again.")
+        if json:
+            seconds = round(time.monotonic() - started, 1)
+            emit({"verb": verb, "run": name, "outputs": [], "error": reason_of(state), "seconds": seconds})
+        yield Outcome(run=name, code=PARTIAL if partial else FAILED, place=place)
 
 
-def show_output(verb: str, run: str, ref: Ref, manifest: Manifest, seconds: float, *, json: bool) -> int:
-    """The account of a dataset, for people and, if asked, as one line of JSON."""
-    counts = manifest.counts
+def show_outputs(verb: str, run: str, store: Store, refs: Sequence[Ref], seconds: float, *, json: bool) -> int:
+    """The account of datasets, together, for people and, if asked, as one line of JSON."""
+    manifests = [read_manifest(store, ref.uri) for ref in refs]
+    counts = [manifest.counts for manifest in manifests]
+    dropped = {
+        outcome: dict(sum((Counter(getattr(one, outcome)) for one in counts), Counter[str]()))
+        for outcome in ("rejected", "failed")
+    }
     table = Table("rows", "outcome", box=None, pad_edge=False)
     table.columns[0].justify = "right"
-    table.add_row(f"{counts.rows_in:,}", "in")
-    table.add_row(f"{counts.ok:,}", "ok")
-    for outcome, reasons in (("rejected", counts.rejected), ("failed", counts.failed)):
+    table.add_row(f"{sum(one.rows_in for one in counts):,}", "in")
+    table.add_row(f"{sum(one.ok for one in counts):,}", "ok")
+    for outcome, reasons in dropped.items():
         for reason, number in sorted(reasons.items(), key=lambda item: -item[1]):
             table.add_row(f"{number:,}", f"{outcome}: {reason}")
     console = Console()
     console.print(table)
-    held = ", ".join(f"{rows:,} {name}" for name, rows in _tables(manifest).items())
-    console.print(f"{ref.uri}  ({ref.digest[:12]}): {held}", highlight=False, soft_wrap=True)
+    for ref, manifest in zip(refs, manifests, strict=True):
+        held = ", ".join(f"{rows:,} {name}" for name, rows in _tables(manifest).items())
+        console.print(f"{ref.uri}  ({ref.digest[:12]}): {held}", highlight=False, soft_wrap=True)
+    facts = _facts(manifests)
+    for line in _of_the_expert(facts):
+        console.print(line, highlight=False)
     if json:
-        account = counts.model_dump(include={"ok", "rejected", "failed"})
-        outputs = [ref.model_dump()]
-        emit(
-            {
-                "verb": verb,
-                "run": run,
-                "outputs": outputs,
-                "counts": account,
-                "seconds": round(seconds, 1),
-                "cost_usd": None,
-            }
-        )
+        account = {"ok": sum(one.ok for one in counts), **dropped}
+        outputs = [ref.model_dump() for ref in refs]
+        line = {"verb": verb, "run": run, "outputs": outputs, "counts": account, "seconds": round(seconds, 1)}
+        emit(line | {"cost_usd": facts.get("cost_usd")})
     return DONE
+
+
+def _facts(manifests: Sequence[Manifest]) -> dict[str, float]:
+    """The numeric facts of all manifests, added up; one that is unknown anywhere is left out."""
+    known = [manifest.facts for manifest in manifests]
+    names = set.intersection(*(set(facts) for facts in known)) if known else set[str]()
+    usable = [name for name in names if all(isinstance(facts[name], int | float) for facts in known)]
+    return {name: sum(facts[name] for facts in known) for name in usable}
+
+
+def _of_the_expert(facts: dict[str, float]) -> list[str]:
+    """What the expert said and what it took, in words; nothing for a stage that did not ask it."""
+    if "requests" not in facts:
+        return []
+    cost = f", ${facts['cost_usd']:.4f}" if "cost_usd" in facts else ""
+    took = f"{facts['prompt_tokens']:,} + {facts['completion_tokens']:,} tokens" if "prompt_tokens" in facts else ""
+    lines = [f"expert: {facts['requests']:,} requests sent, {facts['from_ledger']:,} from the ledger, {took}{cost}"]
+    if facts.get("segments"):
+        lines.append(
+            f"segments: {facts['segments']:,}, of them of equal length {facts['segments_equal']:,} (the published "
+            f"filter), aligned {facts['segments_usable_first']:,}, with {facts['reasked_drafts']:,} drafts asked "
+            f"again {facts['segments_usable']:,}"
+        )
+    return lines
 
 
 def _tables(manifest: Manifest) -> dict[str, int]:

@@ -24,7 +24,13 @@ def stage_of(
 
 
 def run(
-    place: Workplace, stage: Stage, compute: Callable[[Output], None], *, parent: str, retry_failed: bool = False
+    place: Workplace,
+    stage: Stage,
+    compute: Callable[[Output], None],
+    *,
+    parent: str,
+    retry_failed: bool = False,
+    afterwards: Callable[[str], None] | None = None,
 ) -> State:
     """Run a stage and return a completed state with its Ref: named "Cached" if the output was there already.
 
@@ -34,6 +40,7 @@ def run(
         compute: writes the output and commits it.
         parent: MLflow run of the round (or "" without a tracker).
         retry_failed: compute an output again that has failed rows; for work whose failures may pass.
+        afterwards: called with the stage's run in MLflow when its output was computed, for more to record.
     """
     tracker, label = place.tracker, task_run.name or stage.name
     run_id = tracker.start_run(label, parent=parent, tags=_tags(stage), params=stage.config_dict)
@@ -56,6 +63,7 @@ def run(
             compute,
             work_root=place.work_root,
             on_progress=watch,
+            on_note=bar.note,
             retry_failed=retry_failed,
         )
     except BaseException:
@@ -65,6 +73,8 @@ def run(
         bar.close()
     tell(label, result)
     _record(place, run_id, result)
+    if afterwards is not None and not result.cached:
+        afterwards(run_id)
     tracker.finish(run_id, "FINISHED")
     get_run_logger().info("%s %s %s", stage.name, "cached" if result.cached else "done", result.manifest.counts)
     return Completed(name="Cached" if result.cached else "Completed", message=result.ref.uri, data=result.ref)

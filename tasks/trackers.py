@@ -34,6 +34,20 @@ class ModelVersion:
     digest: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExpertCall:
+    """One request to the expert and what came of it. Images are named, not held. `began`, `ended`: Unix seconds."""
+
+    name: str
+    asked: Mapping[str, object]
+    answered: Mapping[str, object]
+    facts: Mapping[str, str]
+    """Shown beside it: model, prompt version, tokens, cost, verdict."""
+    began: float
+    ended: float
+    failed: bool
+
+
 class Tracking(Protocol):
     """What flows and tasks need of a tracker. The run id "" (no tracker, or it failed) makes a call do nothing."""
 
@@ -83,6 +97,10 @@ class Tracking(Protocol):
 
     def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """A file as an artifact."""
+        raise NotImplementedError
+
+    def log_calls(self, run_id: str, calls: Sequence[ExpertCall]) -> None:
+        """Requests to the expert, as traces of the run."""
         raise NotImplementedError
 
     def register_model(
@@ -149,6 +167,10 @@ class NullTracker(Tracking):
 
     @override
     def log_file(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        return None
+
+    @override
+    def log_calls(self, run_id: str, calls: Sequence[ExpertCall]) -> None:
         return None
 
     @override

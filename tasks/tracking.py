@@ -6,6 +6,7 @@ tracker never stops the work: calls that fail are counted, and each kind is repo
 
 import json
 import logging
+import os
 import re
 import threading
 import time
@@ -21,17 +22,18 @@ import requests
 from typing_extensions import override
 
 from core.errors import ServerError
-from tasks.trackers import DatasetInfo, ModelVersion, NullTracker, Status, Tracking
+from tasks.tracked_values import fitting, flat, is_unreachable
+from tasks.trackers import DatasetInfo, ExpertCall, ModelVersion, NullTracker, Status, Tracking
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow.entities import DatasetInput
 
-__all__ = ["DatasetInfo", "ModelVersion", "NullTracker", "Tracker", "Tracking", "connect"]
+__all__ = ["DatasetInfo", "ExpertCall", "ModelVersion", "NullTracker", "Tracker", "Tracking", "connect"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_PARAM_LIMIT, _TAG_LIMIT = 500, 5000  # characters that a reader can use; MLflow refuses more than 6000 and 8000
+_PARAM_LIMIT = 500  # characters that a reader can use; MLflow refuses more than 6000
 _PARAMS_A_CALL, _METRICS_A_CALL = 100, 1000
 _QUIET_SECONDS = 30.0
 _PARENT_TAG = "mlflow.parentRunId"
@@ -47,6 +49,8 @@ class Tracker(Tracking):
     """MLflow at `uri`; all runs go to one experiment. Safe to share between threads."""
 
     def __init__(self, uri: str, experiment: str) -> None:
+        # a queue would outlive a server that is gone, and hold up the end of the process for minutes
+        os.environ["MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"] = "false"
         import mlflow  # takes seconds, and a run without a tracker does not need it
         from mlflow.exceptions import MlflowException
 
@@ -79,7 +83,7 @@ class Tracker(Tracking):
             run = self._client.create_run(
                 self._experiment_id,
                 run_name=name,
-                tags={"mlflow.source.name": "redraft", **nesting, **_fitting(tags)},
+                tags={"mlflow.source.name": "redraft", **nesting, **fitting(tags)},
             )
             return str(run.info.run_id)
 
@@ -93,14 +97,14 @@ class Tracker(Tracking):
     def _log_params(self, run_id: str, params: Mapping[str, object]) -> None:
         from mlflow.entities import Param
 
-        flat = _flat(params)
+        values = flat(params)
         short = {
-            key: value if len(value) <= _PARAM_LIMIT else value[:_PARAM_LIMIT] + "…" for key, value in flat.items()
+            key: value if len(value) <= _PARAM_LIMIT else value[:_PARAM_LIMIT] + "…" for key, value in values.items()
         }
         entries = [Param(key, value) for key, value in short.items()]
         for start in range(0, len(entries), _PARAMS_A_CALL):
             self._client.log_batch(run_id, params=entries[start : start + _PARAMS_A_CALL])
-        if short != flat:
+        if short != values:
             self._client.log_text(run_id, json.dumps(params, indent=1, default=str), "config.json")
 
     @override
@@ -125,7 +129,7 @@ class Tracker(Tracking):
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        entries = [RunTag(key, value) for key, value in _fitting(tags).items()]
+        entries = [RunTag(key, value) for key, value in fitting(tags).items()]
         self._do("set_tags", run_id, lambda: self._client.log_batch(run_id, tags=entries))
 
     @override
@@ -195,10 +199,28 @@ class Tracker(Tracking):
         self._do("log_file", run_id, lambda: self._client.log_artifact(run_id, str(path), folder))
 
     @override
+    def log_calls(self, run_id: str, calls: Sequence[ExpertCall]) -> None:
+        for call in calls:
+            self._do("log_calls", run_id, partial(self._trace, run_id, call))
+
+    def _trace(self, run_id: str, call: ExpertCall) -> None:
+        span = self._client.start_trace(
+            call.name,
+            span_type="CHAT_MODEL",
+            inputs=dict(call.asked),
+            attributes=dict(call.facts),
+            experiment_id=self._experiment_id,
+            start_time_ns=int(call.began * 1e9),
+            run_id=run_id,
+        )
+        status, ended = "ERROR" if call.failed else "OK", int(call.ended * 1e9)
+        self._client.end_trace(span.trace_id, outputs=dict(call.answered), status=status, end_time_ns=ended)
+
+    @override
     def register_model(
         self, name: str, *, checkpoint_uri: str, run_id: str, digest: str, tags: Mapping[str, str]
     ) -> str:
-        facts = {_DIGEST_TAG: digest, _URI_TAG: checkpoint_uri, **_fitting(tags)}
+        facts = {_DIGEST_TAG: digest, _URI_TAG: checkpoint_uri, **fitting(tags)}
         return self._guarded("register_model", lambda: self._register(name, run_id, facts), "") if run_id else ""
 
     def _register(self, name: str, run_id: str, facts: dict[str, str]) -> str:
@@ -250,7 +272,7 @@ class Tracker(Tracking):
         try:
             return call()
         except Exception as error:
-            if _unreachable(error):  # do not wait for timeouts again and again
+            if is_unreachable(error):  # do not wait for timeouts again and again
                 self._quiet_until = time.monotonic() + _QUIET_SECONDS
             self._count(kind, error)
             return otherwise
@@ -272,28 +294,6 @@ def _create_once(create: Callable[[], object]) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-
-
-def _unreachable(error: BaseException | None) -> bool:
-    """Whether the reason is a server that is gone or hangs; MLflow wraps the exceptions of requests."""
-    while error is not None:
-        if isinstance(error, requests.ConnectionError | requests.Timeout) or "API request to" in str(error)[:40]:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _fitting(tags: Mapping[str, str]) -> dict[str, str]:
-    return {key: str(value)[:_TAG_LIMIT] for key, value in tags.items()}
-
-
-def _flat(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted names: {"train": {"steps": 3}} -> {"train.steps": "3"}."""
-    flat: dict[str, str] = {}
-    for key, value in params.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: str(value)}
-    return flat
 
 
 def _inputs(datasets: Sequence[DatasetInfo]) -> "list[DatasetInput]":

@@ -4,6 +4,7 @@ Import-light: the command line compares a finished run with it before it starts 
 """
 
 VERSIONS = {
+    "adopt": 1,
     "assemble": 1,
     "corrupt": 1,
     "create_model": 2,
@@ -11,6 +12,7 @@ VERSIONS = {
     "evaluate": 1,
     "finetune": 1,
     "ingest": 2,
+    "keep_tokenizer": 1,
     "mask": 1,
     "pair": 2,
     "revise": 1,

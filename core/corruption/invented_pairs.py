@@ -13,9 +13,10 @@ from core.corruption.hallucination import KINDS, PairKind
 from core.corruption.pair_check import check_pair, classify
 from core.corruption.rows import reject_frame
 from core.errors import ConfigError, RowError
-from core.expert.client import ExpertClient, LoadBytes, Progress
+from core.expert.client import ExpertClient
 from core.expert.ledger import Reply
 from core.expert.pair_request import PROMPT, PairTask, build_pair_request
+from core.expert.progress import LoadBytes, Progress
 from core.expert.reply import parse_reply
 from core.seeds import rng
 from data_contracts import HallucinationPairs

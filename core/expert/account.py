@@ -5,7 +5,10 @@ is held: a process that dies leaves what it had in flight counted in full, for i
 """
 
 import hashlib
+import operator
 import time
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from sqlalchemy import BigInteger, Float, String, and_, select, true, update
@@ -66,13 +69,29 @@ class Account:
             mine = update(AccountRow).where(AccountRow.run == self._run, and_(true(), *within))
             return connection.execute(mine.values(_added(most))).rowcount == 1
 
+    def hold_some(self, most: Sequence[Use]) -> int:
+        """Count as many of these, in order, as no limit could be passed by: how many."""
+        count = len(most)
+        while self.limited and count:
+            totals = accumulate(most[:count], operator.add, initial=self.spent())
+            count = sum(self._allows(total) for total in list(totals)[1:])
+            if count and self.hold(Use.total(most[:count])):
+                break
+            count -= count > 0  # another process was faster
+        return count
+
+    def _allows(self, total: Use) -> bool:
+        return all(limit is None or getattr(total, name) <= limit + _DUST for name, limit in self._limits.items())
+
     def settle(self, held: Use, used: Use) -> None:
         """Put what requests took in the place of what was held for them."""
-        if not self.limited:
-            held = Use()
+        self.add(used - held if self.limited else used)
+
+    def add(self, use: Use) -> None:
+        """Count so much more, or less."""
         self._open()
         with transaction(self._engine) as connection:
-            connection.execute(update(AccountRow).where(AccountRow.run == self._run).values(_added(used - held)))
+            connection.execute(update(AccountRow).where(AccountRow.run == self._run).values(_added(use)))
 
     def is_shared(self) -> bool:
         """Whether others have requests of this run in flight, that may take less than is held for them.

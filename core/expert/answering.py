@@ -12,9 +12,11 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 from pydantic import BaseModel
 
+from core.expert.estimate import image_tokens
 from core.expert.noise import Noise, noise_of
 from core.expert.pair_request import PairTask, read_pair_task
 from core.expert.pair_rules import invent_by_rule
+from core.expert.reask_request import ReaskTask, read_reask
 from core.expert.request import Task, read_task
 from core.expert.rules import revise_by_rule
 from core.expert.settings import ReferenceSettings
@@ -66,7 +68,8 @@ def asked_noise(asked: str, settings: ReferenceSettings) -> Noise:
     """How the model that is asked for differs from a flawless expert. Raises ApiError if it is not served."""
     noise = noise_of(asked, settings)
     if noise is None:
-        known = f"{settings.model} and {settings.model}-omits-SHARE, with -errs-, -rewrites- and -resizes- alike"
+        others = "-errs-, -rewrites-, -resizes- and -complies-"
+        known = f"{settings.model} and {settings.model}-omits-SHARE, with {others} alike"
         raise ApiError(404, f"no model {asked!r}; this server has {known}")
     return noise
 
@@ -76,14 +79,17 @@ def content_of(body: ChatRequest, noise: Noise) -> str:
     task = _read_messages(body.messages)
     if isinstance(task, PairTask):
         return invent_by_rule(task).model_dump_json()
-    found = noise.apply(task, revise_by_rule(task.question, task.ground_truth, task.prediction))
+    if isinstance(task, ReaskTask):
+        found = noise.apply_again(task)
+    else:
+        found = noise.apply(task, revise_by_rule(task.question, task.ground_truth, task.prediction))
     segments = [{"org": org, "target": target} for org, target in found]
     if (body.response_format or {}).get("type") in ("json_schema", "json_object"):
         return json.dumps({"segments": segments}, ensure_ascii=False)
     return json.dumps(segments, ensure_ascii=False) if segments else "right"
 
 
-def _read_messages(messages: list[dict[str, Any]]) -> Task | PairTask:
+def _read_messages(messages: list[dict[str, Any]]) -> Task | ReaskTask | PairTask:
     """The task of the last user message. Its image is decoded as a model would, though the rules do not look at it."""
     content = next((message.get("content") for message in reversed(messages) if message.get("role") == "user"), None)
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -95,7 +101,7 @@ def _read_messages(messages: list[dict[str, Any]]) -> Task | PairTask:
     texts = [part.get("text") for part in parts if part.get("type") == "text"]
     text = str(texts[0]) if len(texts) == 1 else ""
     try:
-        return read_pair_task(text) or read_task(text)
+        return read_pair_task(text) or read_reask(text) or read_task(text)
     except ValueError as error:
         raise ApiError(400, f"messages: {error}") from error
 
@@ -116,14 +122,14 @@ def _decode_image(reference: Any) -> None:
 
 
 def completion(body: ChatRequest, content: str, fault: str | None) -> dict[str, Any]:
-    """OpenAI's chat.completion. A token is counted as four chars."""
+    """OpenAI's chat.completion. A token is counted as four chars, an image by its pixels."""
     limit = body.max_completion_tokens or body.max_tokens
     if fault == "malformed":
         content = f"I am sorry, I cannot say that as JSON: {content[: len(content) // 2].replace('{', '(')}"
     cut = len(content) // 2 if fault == "truncated" else 4 * limit if limit else len(content)
     finish = "length" if cut < len(content) or fault == "truncated" else "stop"
     content = content[:cut]
-    prompt_tokens = sum(len(json.dumps(message)) for message in body.messages) // 4
+    prompt_tokens = sum(_tokens(part) for message in body.messages for part in _parts(message))
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": -(-len(content) // 4)}
     message = {"role": "assistant", "content": content, "refusal": None}
     return {
@@ -134,3 +140,14 @@ def completion(body: ChatRequest, content: str, fault: str | None) -> dict[str, 
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
         "usage": {**usage, "total_tokens": sum(usage.values())},
     }
+
+
+def _parts(message: dict[str, Any]) -> list[Any]:
+    content = message.get("content")
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
+
+
+def _tokens(part: Any) -> int:
+    if part.get("type") == "image_url":
+        return image_tokens(base64.b64decode(part["image_url"]["url"].partition(",")[2]))
+    return -(-len(str(part.get("text") or "")) // 4)

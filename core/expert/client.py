@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -16,33 +16,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import ExpertUnavailable, RowError
 from core.expert.account import Account
+from core.expert.batch import ask_in_batches
+from core.expert.batch_books import BatchBooks
 from core.expert.estimate import Use, most_of
 from core.expert.ledger import Ledger, LedgerSession, Reply
 from core.expert.limiter import Limiter, process_limiter
 from core.expert.limits import Limits
 from core.expert.outcome import failure, judged, use_of
 from core.expert.pictures import fit_image
+from core.expert.progress import LoadBytes, Progress
 from core.expert.request import ExpertRequest
 from core.expert.settings import ExpertSettings
 from core.expert.transport import RequestFault, Transport, Withdrawn
 
-LoadBytes = Callable[[str], bytes]
 T = TypeVar("T")
 _POLL_S = 0.25
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """So far: of `total` different requests `done` have an outcome, `cached` of them from the ledger.
-
-    cost_usd is what this run spent, not what the ledger saved; None while no price is known.
-    """
-
-    total: int
-    done: int = 0
-    cached: int = 0
-    failed: int = 0
-    cost_usd: float | None = None
 
 
 class ExpertClient:
@@ -105,8 +93,19 @@ class ExpertClient:
             try:
                 async with Transport(self.settings, self._api_key, self._limiter) as transport:
                     limits = Limits(account, self.settings, began=self._began, thread=thread)
-                    run = _Run(self.settings, session, limits, transport, thread, load_image, on_progress)
-                    return await run.all(requests, self._ledger)
+                    run = partial(_Run, self.settings, session, limits, transport, thread, load_image)
+                    if self.settings.mode == "online":
+                        return await run(on_progress).all(requests, self._ledger)
+                    return await ask_in_batches(
+                        requests,
+                        settings=self.settings,
+                        books=BatchBooks(self.settings, self._ledger, session, account, run=self._run, thread=thread),
+                        limits=limits,
+                        transport=transport,
+                        load_image=load_image,
+                        on_progress=on_progress,
+                        ask_online=lambda some: run(None).all(some, self._ledger),
+                    )
             finally:
                 await asyncio.shield(asyncio.get_running_loop().run_in_executor(thread, session.close))
 

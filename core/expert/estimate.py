@@ -28,6 +28,13 @@ class Use:
     tokens: int = 0
     cost_usd: float = 0.0
 
+    def __add__(self, other: "Use") -> "Use":
+        return Use(
+            requests=self.requests + other.requests,
+            tokens=self.tokens + other.tokens,
+            cost_usd=self.cost_usd + other.cost_usd,
+        )
+
     def __sub__(self, other: "Use") -> "Use":
         return Use(
             requests=self.requests - other.requests,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, Float, Integer, String, Text, delete, select, update
+from sqlalchemy import Connection, Engine, Float, Integer, String, Text, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Mapped, mapped_column
@@ -64,6 +64,16 @@ class Reply:
     error: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """So many replies; the tokens of one, and its characters that can be read, on average."""
+
+    replies: int
+    prompt_tokens: float
+    completion_tokens: float
+    characters: float
+
+
 class Ledger:
     """The replies in a shared database. Blocking: an event loop calls it from a thread."""
 
@@ -80,10 +90,24 @@ class Ledger:
         """The last outcome of each of `keys` that has one."""
         found: dict[str, Reply] = {}
         with self._engine.connect() as connection:
-            for chunk in _chunks(keys):
+            for chunk in chunks(keys):
                 rows = connection.execute(select(LedgerRow.__table__).where(LedgerRow.key.in_(chunk)))
                 found |= {row["key"]: Reply(**row) for row in rows.mappings()}
         return found
+
+    def usage(self, model: str, prompt_version: str) -> Usage:
+        """What answers of this model to this prompt have taken, as far as the endpoint told."""
+        tokens = LedgerRow.prompt_tokens, LedgerRow.completion_tokens
+        query = select(func.count(), *(func.avg(column) for column in (*tokens, func.length(LedgerRow.raw)))).where(
+            LedgerRow.model == model,
+            LedgerRow.prompt_version == prompt_version,
+            LedgerRow.status == "answered",
+            *(column.is_not(None) for column in tokens),
+        )
+        with self._engine.connect() as connection:
+            replies, *means = connection.execute(query).one()
+        prompt, completion, characters = (float(mean or 0) for mean in means)
+        return Usage(replies=replies, prompt_tokens=prompt, completion_tokens=completion, characters=characters)
 
 
 class LedgerSession:
@@ -153,7 +177,7 @@ class LedgerSession:
         with transaction(self.engine) as connection:
             # sorted: two sessions that want the same keys must not wait for each other crosswise
             connection.execute(statement, [{"key": name, **row} for name in sorted(names)])
-            for chunk in _chunks(names):
+            for chunk in chunks(names):
                 ours = select(Claim.key).where(Claim.key.in_(chunk), Claim.owner == self.owner)
                 taken += connection.scalars(ours)
         return taken
@@ -164,7 +188,7 @@ class LedgerSession:
                 self._delete(connection, keys)
 
     def _delete(self, connection: Connection, keys: set[str]) -> None:
-        for chunk in _chunks([_PREFIX + key for key in sorted(keys)]):
+        for chunk in chunks([_PREFIX + key for key in sorted(keys)]):
             connection.execute(delete(Claim).where(Claim.key.in_(chunk), Claim.owner == self.owner))
 
 
@@ -178,5 +202,6 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         raise StoreError(f"the ledger of expert replies cannot be written: {error.orig}") from error
 
 
-def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+def chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    """As many at a time as a statement may name."""
     return (keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK))

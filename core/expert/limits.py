@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -57,6 +57,19 @@ class Limits:
                         await self._settled.wait()
         return False
 
+    async def admit_some(self, most: Sequence[Use], *, in_flight: bool) -> int:
+        """How many of these requests, in order, may be sent together now; 0: something in flight has to end first.
+
+        Raises:
+            BudgetExceeded: nothing is in flight, here or elsewhere, and the first could pass a limit.
+        """
+        hold = partial(self._account.hold_some, most)
+        if (count := await self._call(hold)) or in_flight or await self._is_shared():
+            return count
+        if count := await self._call(hold):  # what others had in flight may have ended since
+            return count
+        raise await self._exceeded(most[0])
+
     async def settle(self, held: Use, used: Use) -> None:
         """Requests have ended: what they took replaces what was held for them."""
         await self._call(partial(self._account.settle, held, used))
@@ -76,7 +89,10 @@ class Limits:
         """What others had in flight may have ended since the first try."""
         if await self._try(most):
             return True
-        raise BudgetExceeded(f"{await self._call(partial(self._account.reached, most))}. {_GO_ON}")
+        raise await self._exceeded(most)
+
+    async def _exceeded(self, most: Use) -> BudgetExceeded:
+        return BudgetExceeded(f"{await self._call(partial(self._account.reached, most))}. {_GO_ON}")
 
     async def _call(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)

@@ -15,6 +15,7 @@ from core.corruption.caption_pairs import draw_edits, sites_by_kind
 from core.corruption.caption_text import read_caption
 from core.corruption.hallucination import KINDS
 from core.corruption.lexicon import load
+from core.expert.reask_request import ReaskTask
 from core.expert.request import Task
 from core.expert.settings import ReferenceSettings
 from core.seeds import rng
@@ -23,17 +24,21 @@ from core.worlds.scenes_grammar import FREE, MEANINGS, TEMPLATES
 
 _FILLERS = ("quite", "clearly")
 """What lengthens a segment: in a scene's caption, in any other text."""
-_SUFFIX = re.compile(r"-(omits|errs|rewrites|resizes)-(\d(?:\.\d+)?)")
+_SUFFIX = re.compile(r"-(omits|errs|rewrites|resizes|complies)-(\d(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Shares of: mistakes left unsaid; corrections that are wrong; true words reworded; segments of another length."""
+    """Shares of: mistakes left unsaid; corrections that are wrong; true words reworded; segments of another length.
+
+    complies: share of the segments of another length that it mends when it is asked again.
+    """
 
     omits: float = 0.0
     errs: float = 0.0
     rewrites: float = 0.0
     resizes: float = 0.0
+    complies: float = 1.0
 
     def apply(self, task: Task, segments: Sequence[Segment]) -> list[Segment]:
         """The segments of a flawless expert as this one would give them. Each `org` occurs in the draft once."""
@@ -45,9 +50,19 @@ class Noise:
             wrong = words.wrong(self._number_of_wrong(task, len(kept)), rng("wrong", draft, task.ground_truth))
             styled = words.rewritten(self.rewrites, taken={segment.org for segment in wrong})
             found = sorted([*kept, *wrong, *styled], key=lambda segment: draft.find(segment.org))
-        filler = _FILLERS[0 if is_scene else 1]
+        filler = _filler(task.ground_truth)
         longer = [rng("resized", draft, s.org).random() < self.resizes for s in found]
         return [Segment(s.org, f"{filler} {s.target}") if more else s for s, more in zip(found, longer, strict=True)]
+
+    def apply_again(self, task: ReaskTask) -> list[Segment]:
+        """The answer to the second question: what it had made longer is as long as it should be, or longer still."""
+        filler = f"{_filler(task.ground_truth)} "
+        resized = [one for one in task.rejected if one.target.startswith(filler)]
+        mends = [rng("complies", task.prediction, one.org).random() < self.complies for one in resized]
+        return [
+            Segment(one.org, one.target.removeprefix(filler) if mend else one.target)
+            for one, mend in zip(resized, mends, strict=True)
+        ]
 
     def _number_of_wrong(self, task: Task, kept: int) -> int:
         """As many as make `errs` of all corrections wrong, on average over drafts."""
@@ -55,6 +70,10 @@ class Noise:
             return 0
         expected = kept * self.errs / (1 - self.errs)
         return int(expected + rng("errs", task.prediction, task.ground_truth).random())
+
+
+def _filler(ground_truth: str) -> str:
+    return _FILLERS[0 if scene_of(ground_truth) is not None else 1]
 
 
 def noise_of(asked: str, settings: ReferenceSettings) -> Noise | None:
@@ -76,6 +95,7 @@ def noise_of(asked: str, settings: ReferenceSettings) -> Noise | None:
         "errs": 1 - settings.precision,
         "rewrites": settings.style_rewrites,
         "resizes": settings.unequal_length,
+        "complies": settings.compliance,
     }
     return Noise(**(known | shares))
 

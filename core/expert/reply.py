@@ -111,6 +111,8 @@ def _last_answer(text: str) -> list[Segment] | None:
     end = 0
     for value, start, stop in _json_values(text):
         items = _read(value)
+        if value == [] and text[stop:].partition("\n")[0].strip(" \t\r.`"):
+            items = None  # brackets in the middle of a sentence are no answer
         if items is not None:
             joined = found if found and not text[end:start].strip(" \t\r\n,;") else []
             found, end = joined + items, stop

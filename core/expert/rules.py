@@ -5,7 +5,8 @@
     revision   [Segment(org="right", target="left")]
 
 If the reference describes a scene, the draft becomes the true and complete caption of that scene that is nearest to it,
-of as many words wherever possible: other true wordings stand. For any other text it becomes the reference.
+of as many words wherever possible: other true wordings stand. A worked answer gets the reference as its result (see
+core.expert.answer_rules). Any other text becomes the reference.
 """
 
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from core.alignment import Segment
+from core.expert.answer_rules import with_right_answer
 from core.expert.scene_rules import nearest_caption
 from core.worlds.scenes import scene_of
 
@@ -51,7 +53,7 @@ def revise_by_rule(question: str, reference: str, draft: str) -> list[Segment]:
     words = [draft[start:end] for start, end in spans]
     scene = scene_of(reference)
     if scene is None:
-        revision = reference.split()
+        revision = (with_right_answer(reference, draft) or reference).split()
         return _segments(draft, spans, revision, _diff(words, revision))
     if scene_of(" ".join(words)) == scene:
         return []

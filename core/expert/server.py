@@ -1,7 +1,7 @@
 """The reference expert: an OpenAI-compatible server that sees what a hosted model would see and answers by rule.
 
-Routes: GET /v1/models, POST /v1/chat/completions, GET /stats. Bad requests get OpenAI's error format. It can be told to
-show faults (see ReferenceSettings), so that clients meet them over real HTTP.
+Routes: GET /v1/models, POST /v1/chat/completions, GET /stats, and those of core.expert.batch_server. Bad requests get
+OpenAI's error format. It can be told to show faults (see ReferenceSettings), so that clients meet them over real HTTP.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
 from core.expert.answering import ApiError, ChatRequest, asked_noise, completion, content_of, refuse
+from core.expert.batch_server import Batches, batch_routes
 from core.expert.settings import ReferenceSettings
 from core.seeds import rng
 
@@ -55,10 +56,12 @@ def make_server(
 def create_app(settings: ReferenceSettings, api_key: SecretStr | None = None) -> FastAPI:
     """The application. With an `api_key` every route but /stats asks for it."""
     expert = _Expert(settings)
+    batches = Batches(settings, expert.answer)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
+        await batches.close()
         expert.threads.shutdown(cancel_futures=True)
 
     app = FastAPI(title="Redraft reference expert", lifespan=lifespan)
@@ -88,8 +91,12 @@ def create_app(settings: ReferenceSettings, api_key: SecretStr | None = None) ->
 
     @app.get("/stats")
     async def stats() -> dict[str, int]:
-        return dict(expert.stats)
+        return {**expert.stats, "batches": batches.count}
 
+    def check(request: Request) -> None:
+        _check_key(request, api_key)
+
+    app.include_router(batch_routes(batches, check))
     return app
 
 

@@ -27,8 +27,15 @@ class ExpertSettings(Settings):
     """Model name, as the endpoint calls it."""
     api_key_env: str = ""
     """Name of the environment variable that holds the API key; empty: no key."""
+    mode: Literal["online", "batch"] = "online"
+    """batch: requests are handed in as files, through the endpoint's Batch API, and fetched within a day. Most
+    take half of the price then: price_in and price_out are to be those of a batch."""
+    batch_poll_s: float = Field(default=30.0, gt=0)
+    """Seconds between two looks at a batch; the first come sooner."""
     prompt: str = "revise-v1"
     """Version of the instructions: a file of core/expert/prompts."""
+    reask: bool = True
+    """Ask once more about segments that could not be placed, or not at that length, with the reason."""
     structured: Literal["auto", "json_schema", "json_object", "none"] = "json_schema"
     """json_schema: the endpoint is told the schema of the reply; json_object: only that it is to be JSON; none: the
     instructions alone describe it; auto: the first of these three that the endpoint takes."""
@@ -58,6 +65,8 @@ class ExpertSettings(Settings):
     """Longest wait between two tries, whatever the endpoint asks for."""
     breaker: int = Field(default=20, ge=1)
     """Stop when so many requests in a row have failed for good."""
+    tokenizer: str = ""
+    """Folder of the expert's own tokenizer, with which `redraft estimate` counts prompts; empty: by their length."""
     price_in: float | None = Field(default=None, ge=0)
     """US dollars a million prompt tokens; left out: unknown, so is the cost."""
     price_out: float | None = Field(default=None, ge=0)
@@ -69,7 +78,10 @@ class ExpertSettings(Settings):
     max_requests: int | None = Field(default=None, ge=1)
     """Requests that a run may send; one that is tried again counts once."""
     deadline_s: float | None = Field(default=None, gt=0)
-    """Seconds from the beginning of a run, or of its re-run, after which no request is sent."""
+    """Seconds from the beginning of a run, or of its re-run, after which no request is sent. A batch that is not ready
+    then is left to the endpoint, and a later run fetches it."""
+    traced: int = Field(default=16, ge=0)
+    """Requests of a shard that MLflow shows as traces, without their images."""
     align: AlignmentSettings = AlignmentSettings()
 
     @model_validator(mode="after")
@@ -113,6 +125,12 @@ class ReferenceSettings(Settings):
         Literal["json_schema", "json_object", "max_tokens", "max_completion_tokens", "temperature"], ...
     ] = ()
     """Parameters, and types of response_format, that it answers with a 400."""
+    batch_delay_s: float = Field(default=0.0, ge=0)
+    """Wait before a batch is begun."""
+    batch_answers: int | None = Field(default=None, ge=0)
+    """Requests of a batch that are answered before it expires; left out: all."""
+    batch_queue: int | None = Field(default=None, ge=1)
+    """Requests that a batch may hold; a larger one fails as one does that passes the limit of enqueued tokens."""
     recall: float = Field(default=1.0, ge=0, le=1)
     """Share of the mistakes that it names."""
     precision: float = Field(default=1.0, gt=0, le=1)
@@ -121,12 +139,15 @@ class ReferenceSettings(Settings):
     """Share of the true words with a synonym that it replaces by one."""
     unequal_length: float = Field(default=0.0, ge=0, le=1)
     """Share of its segments whose target gets a word more."""
+    compliance: float = Field(default=1.0, ge=0, le=1)
+    """Share of those that it mends when it is asked again."""
     seed: int = Field(default=0, ge=0)
     """Which of the requests, counted as they arrive, meet which fault."""
 
     @model_validator(mode="after")
     def _noise_has_a_name(self) -> Self:
-        flawless = (self.recall, self.precision, self.style_rewrites, self.unequal_length) == (1, 1, 0, 0)
+        faults = (self.recall, self.precision, self.style_rewrites, self.unequal_length, self.compliance)
+        flawless = faults == (1, 1, 0, 0, 1)
         if self.model == "reference" and not flawless:
             raise ConfigError("give a noisy expert a `model` of its own: a ledger must not take it for the reference")
         return self

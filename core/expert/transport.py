@@ -100,12 +100,12 @@ class Transport:
         self._settings = settings
         self._key = key
         self._limiter = limiter
-        self._dialects, self._first = process_dialects(settings), asyncio.Lock()
+        self.dialects, self._first = process_dialects(settings), asyncio.Lock()
 
         async def hear(response: Any) -> None:
             limiter.hear(response.headers)
 
-        self._client = openai.AsyncOpenAI(
+        self.sdk = openai.AsyncOpenAI(
             api_key=key or _NO_KEY,
             base_url=settings.base_url,
             max_retries=0,
@@ -118,7 +118,7 @@ class Transport:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
+        await self.sdk.close()
 
     async def complete(self, body: dict[str, Any], *, tokens: int, stopped: Callable[[], bool]) -> Completion:
         """Send one request, which may take so many tokens, as fast as the limiter allows; `stopped` ends it early.
@@ -131,39 +131,32 @@ class Transport:
             EndpointFault: tried often enough; the next request may fare better.
             ExpertUnavailable: no request can be answered.
         """
-        if not self._dialects.is_known:
+        if not self.dialects.is_known:
             async with self._first:
-                if not self._dialects.is_known:
+                if not self.dialects.is_known:
                     try:
                         return await self._say(body, tokens, stopped)
                     finally:
-                        self._dialects.is_known = True
+                        self.dialects.is_known = True
         return await self._say(body, tokens, stopped)
 
     async def _say(self, body: dict[str, Any], tokens: int, stopped: Callable[[], bool]) -> Completion:
         """Send the request in a dialect that the endpoint takes."""
         tries = _Tries()
         while True:
-            dialect = self._dialects.current
+            dialect = self.dialects.current
             try:
                 text = await self._persist(dialect.write(body), tokens, stopped, tries)
             except (openai.OpenAIError, TimeoutError) as error:
-                if not self._dialects.learn(dialect, error):
-                    raise self._explain(error, tries.made) from None  # its chain holds the request's headers
+                if not self.dialects.learn(dialect, error):
+                    raise self.explain(error, tries.made) from None  # its chain holds the request's headers
             else:
-                latency_s = time.monotonic() - tries.started
-                return _completion(text, redact=self._redact, latency_s=latency_s, attempts=tries.made)
+                return self.read(text, latency_s=time.monotonic() - tries.started, attempts=tries.made)
 
     async def _persist(self, body: dict[str, Any], tokens: int, stopped: Callable[[], bool], tries: "_Tries") -> str:
         """The answer's text, after as many tries as it takes. Raises what the last one raised."""
         last: Exception | None = None
-        retrying = AsyncRetrying(
-            stop=lambda state: stopped() or self._is_enough(state),
-            retry=retry_if_exception(_is_retryable),
-            wait=self._wait,
-            reraise=True,
-        )
-        async for attempt in retrying:
+        async for attempt in self.retrying(stopped):
             with attempt:
                 if not await self._admitted(tokens, stopped):
                     raise last or Withdrawn
@@ -174,6 +167,15 @@ class Transport:
                     last = error
                     raise
         raise AssertionError("tenacity raises what the last try raised")
+
+    def retrying(self, stopped: Callable[[], bool] = lambda: False) -> AsyncRetrying:
+        """How often and when anything is tried again; what the last try raised is raised."""
+        return AsyncRetrying(
+            stop=lambda state: stopped() or self._is_enough(state),
+            retry=retry_if_exception(is_retryable),
+            wait=self._wait,
+            reraise=True,
+        )
 
     async def _admitted(self, tokens: int, stopped: Callable[[], bool]) -> bool:
         """Wait for our place, and for as long as the endpoint wants all to wait; False if `stopped` came first."""
@@ -188,7 +190,11 @@ class Transport:
     async def _post(self, body: dict[str, Any]) -> str:
         async with asyncio.timeout(self._settings.timeout_s):  # the whole exchange; the client's own is for each read
             # not the typed method: it walks the body field by field, which took as long as all the rest
-            return await self._client.post("/chat/completions", cast_to=str, body=body)
+            return await self.sdk.post("/chat/completions", cast_to=str, body=body)
+
+    def read(self, text: str, *, latency_s: float, attempts: int) -> Completion:
+        """The body of a chat completion. Raises EndpointFault if it is none."""
+        return _completion(text, redact=self.redact, latency_s=latency_s, attempts=attempts)
 
     def _is_enough(self, state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
@@ -202,9 +208,9 @@ class Transport:
         jitter = random.uniform(0, self._settings.backoff_s * 2 ** min(state.attempt_number, 20))
         return min(retry_after_s(error) + jitter, self._settings.max_wait_s)
 
-    def _explain(self, error: Exception, attempts: int) -> Exception:
+    def explain(self, error: Exception, attempts: int) -> Exception:
         """The error as ours, with what to do about it."""
-        said = self._redact(str(error))
+        said = self.redact(str(error))
         if isinstance(error, openai.APIStatusError):
             status = error.status_code
             if status in (401, 403, 404) or error.code == "insufficient_quota":
@@ -216,11 +222,12 @@ class Transport:
         if isinstance(error, openai.APITimeoutError | TimeoutError) and not _is_unreachable(error):
             return EndpointFault("timeout", f"no answer in {self._settings.timeout_s} s", attempts)
         if isinstance(error, openai.APIConnectionError):
-            cause = self._redact(str(error.__cause__ or error))
+            cause = self.redact(str(error.__cause__ or error))
             return EndpointFault("connection", f"{self.address} cannot be reached: {cause}", attempts)
         return EndpointFault("bad_response", said, attempts)
 
-    def _redact(self, text: str) -> str:
+    def redact(self, text: str) -> str:
+        """The text, cut short, without the key."""
         return (text.replace(self._key, "***") if self._key else text)[:300]
 
 
@@ -258,7 +265,8 @@ def _is_unreachable(error: BaseException | None) -> bool:
     return lost or type(cause).__name__ == "ConnectTimeout"
 
 
-def _is_retryable(error: BaseException) -> bool:
+def is_retryable(error: BaseException) -> bool:
+    """Whether the same request may fare better later."""
     if isinstance(error, openai.APIStatusError):
         return (error.status_code in _RETRYABLE or error.status_code >= 500) and error.code != "insufficient_quota"
     return isinstance(error, openai.APIConnectionError | TimeoutError)

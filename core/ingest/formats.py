@@ -5,6 +5,7 @@ sharegpt     the same
 messages     [{"messages": [{"role", "content"}], "images"}]                JSON or JSONL
 vicrit       [{"image", "problem", "original_caption", "changed_caption", "solution_original", "solution_target"}]
 rediff       [{"image", "conversations", "revise"}], [{"img", "ques", "ans", "pred", "revise"}]
+generations  {"generations": [{"question", "generations", "ground_truth"}]}, or such drafts alone      JSON or JSONL
 coco         {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
 imagefolder  {"file_name", "text"} a line                                   JSON or JSONL
 parquet      columns of these names, see core.ingest.parquet
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from core.errors import InputError
-from core.ingest import coco, imagefolder, llava, messages, rediff, vicrit
+from core.ingest import coco, generations, imagefolder, llava, messages, rediff, vicrit
 from core.ingest.reading import Row
 from core.ingest.records import LINE_SUFFIXES, read_members, read_records
 
@@ -43,6 +44,7 @@ FORMATS: dict[str, Reader] = {
     "messages": messages.rows,
     "vicrit": vicrit.rows,
     "rediff": rediff.rows,
+    "generations": generations.rows,
     "coco": coco.rows,
     "imagefolder": imagefolder.rows,
     "parquet": _parquet,
@@ -53,6 +55,7 @@ _KEYS: dict[str, tuple[frozenset[str], ...]] = {
     "rediff": (frozenset({"conversations", "revise"}), frozenset({"ques", "pred"})),
     "llava": (frozenset({"conversations"}),),
     "messages": (frozenset({"messages"}),),
+    "generations": (frozenset({"generations"}),),
     "imagefolder": tuple(frozenset({i, c}) for i in imagefolder.IMAGES for c in imagefolder.CAPTIONS),
 }
 """Keys that tell a format, the most telling first."""

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from core.settings import Settings
 
 FormatName = Literal[
-    "auto", "llava", "sharegpt", "messages", "vicrit", "rediff", "coco", "imagefolder", "parquet"
+    "auto", "llava", "sharegpt", "messages", "vicrit", "rediff", "generations", "coco", "imagefolder", "parquet"
 ]  # fmt: skip
 ExportName = Literal["rediff", "llava", "vicrit", "parquet", "hf"]
 MAX_PIXELS = 50_000_000

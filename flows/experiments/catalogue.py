@@ -107,6 +107,10 @@ CATALOGUE = {
 }
 
 
+_FOR_FILES = ("adopt", "ingest", "keep_tokenizer", "take")
+"""Stages that experiments, which are about the scene world, have no use for."""
+
+
 def declaration_of(name: str) -> dict[str, Any]:
     """All that an experiment promises before it is measured: its arms, its claims, the versions of the stages."""
     claims = [
@@ -114,7 +118,7 @@ def declaration_of(name: str) -> dict[str, Any]:
         for claim in CLAIMS
         if claim.experiment == name
     ]
-    versions = {stage: version for stage, version in VERSIONS.items() if stage not in ("ingest", "take")}
+    versions = {stage: version for stage, version in VERSIONS.items() if stage not in _FOR_FILES}
     return {
         **CATALOGUE[name].model_dump(mode="json", exclude={"sets", "contrasts"}),
         "claims": claims,

@@ -79,7 +79,7 @@ def drafts_of(tokenizer, *rows: tuple[str, str, str | None]) -> pl.DataFrame:
 
 def revised(drafts, url, ledger, tokenizer, **changes):
     client = ExpertClient(ExpertSettings(base_url=url, backoff_s=0.01, **changes), ledger=ledger)
-    return revise(drafts, client=client, tokenizer=tokenizer, load_image={SHA: IMAGE}.__getitem__)
+    return revise(drafts, client=client, tokenizer=tokenizer, load_image={SHA: IMAGE}.__getitem__).revisions
 
 
 def test_every_draft_is_decided_and_keeps_the_contract(start_expert, ledger, tokenizer):

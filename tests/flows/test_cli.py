@@ -88,6 +88,7 @@ _CHOICES = {
     "revision.replacement": "ordinary", "revision.pair_noise": "none", "objective.noise_weight": "elbo",
     "objective.kind_count": "batch", "objective.pair_loss": "span", "objective.refine_scope": "full",
     "refine.input": "trajectory", "expert.structured": "none", "expert.max_tokens_field": "max_tokens",
+    "expert.mode": "batch",
     "expert.max_tokens_total": 9, "expert.max_requests": 9, "expert.image_max_side": 99, "expert.image_max_bytes": 9999,
     "rounds.promote_on": "3 refine", "pair.kinds": ["place"],
     "draft.settings": ["3 refine"], "evaluate.settings": ["3 freeze"],
@@ -267,8 +268,10 @@ class Failed:
     def is_completed(self) -> bool:
         return False
 
-    def result(self) -> None:
-        raise self.error
+    def result(self, raise_on_failure: bool = True) -> Exception:
+        if raise_on_failure:
+            raise self.error
+        return self.error
 
 
 @pytest.mark.parametrize("text", [MARKUP, "bytes \udce9 of another encoding"])

@@ -7,9 +7,9 @@ import pytest
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from core.errors import FatalError, InputError
+from core.errors import BudgetExceeded, FatalError, InputError, PartialFailure
 from core.manifest import Ref
-from flows.gathering import PartialFailure, gather, only, side_by_side
+from flows.gathering import gather, only, side_by_side
 from flows.servers import Servers
 
 pytestmark = pytest.mark.usefixtures("servers")
@@ -41,6 +41,19 @@ def test_all_siblings_end_before_a_flow_fails_and_the_message_counts_them():
 def test_a_failure_of_all_is_not_called_partial():
     with pytest.raises(FatalError, match=r"all 2 shards failed\. First: shard 0 is broken"):
         fan_out([True, True])
+
+
+def test_an_orderly_stop_of_one_shard_is_that_of_all():
+    @task(cache_policy=NO_CACHE)
+    def stopped() -> Ref:
+        raise BudgetExceeded("expert.max_requests: 3 of 3 requests")
+
+    @flow
+    def some() -> list[Ref]:
+        return gather([shard.submit(0, True), stopped.submit(), shard.submit(2, False)], "shards")
+
+    with pytest.raises(BudgetExceeded, match=r"^expert\.max_requests: 3 of 3 requests$"):
+        some()
 
 
 def test_a_single_stage_fails_with_its_own_error():

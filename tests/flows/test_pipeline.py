@@ -199,7 +199,7 @@ def test_a_mended_shard_and_what_depends_on_it_is_all_that_a_rerun_computes(
         "name": "mended",
         "rounds": config.rounds.model_copy(update={"n": 1}),
         "place": config.place.model_copy(update=servers),
-        "expert": config.expert.model_copy(update={"base_url": place.expert_url}),
+        "expert": config.expert.model_copy(update={"base_url": place.expert_url, "max_requests": 5}),
     }
     settings = config.model_copy(update=changes)
     fresh = workplace(settings.place, mlflow_uri=running_servers.mlflow_uri)
@@ -212,7 +212,9 @@ def test_a_mended_shard_and_what_depends_on_it_is_all_that_a_rerun_computes(
     assert [folder for folder in before if "/draft-" in folder], "the healthy sibling finished and was kept"
 
     poison.rename(poison.with_name(poison.name.removesuffix(".away")))
-    assert rerun_loop(printed["run"], json=True) == 0
+    assert rerun_loop(printed["run"], {}, json=True) == PARTIAL
+    assert "expert.max_requests: 5 of 5 requests" in capsys.readouterr().out.splitlines()[-1]
+    assert rerun_loop(printed["run"], {"max_requests": 1000}, json=True) == 0
     after = manifests(fresh)
     assert {folder: after[folder] for folder in before} == before
     computed = [after[folder].producer.stage for folder in set(after) - set(before)]
@@ -222,7 +224,7 @@ def test_a_mended_shard_and_what_depends_on_it_is_all_that_a_rerun_computes(
     revised = [after[folder] for folder in set(after) - set(before) if after[folder].producer.stage == "revise"]
     drafted = sum(manifest.counts.rows_in for manifest in revised)
     assert requests_served(place) - asked <= drafted
-    assert rerun_loop(printed["run"], json=True) == 0
+    assert rerun_loop(printed["run"], {}, json=True) == 0
     assert manifests(fresh) == after, "a second rerun has nothing to do"
 
 
@@ -287,13 +289,13 @@ def test_a_scheduled_run_goes_by_one_name_everywhere_and_is_resumed_with_what_it
     assert recall(place.home, name) == Beginning(kind="scheduled", config=wider, start=held)
 
     before = manifests(place)
-    assert rerun_loop(name, json=True) == 0
+    assert rerun_loop(name, {}, json=True) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["run"] == name
     added = {manifest.producer.stage for folder, manifest in manifests(place).items() if folder not in before}
     assert added == {"evaluate"}, "the same slice and the same start"
     assert read_summary(place.home / "reports" / name / "summary.json").kind == "scheduled"
     assert tracked(running_servers.mlflow_uri, name) == ("FINISHED", "152")
-    assert rerun_loop(name, json=True) == 0, "it finished before"
+    assert rerun_loop(name, {}, json=True) == 0, "it finished before"
 
 
 def fail(*_: object, **__: object) -> None:

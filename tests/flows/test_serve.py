@@ -206,7 +206,7 @@ def test_rerun_refuses_a_run_that_is_going_on_and_says_how_to_stop_it(config: Ru
     def going(run: str) -> str:
         note_process()
         with pytest.raises(InputError) as refused:
-            rerun_loop(run, json=True)
+            rerun_loop(run, {}, json=True)
         return str(refused.value)
 
     remember(tmp_path, "going-on", Beginning(kind="run", config=config))

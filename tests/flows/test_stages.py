@@ -3,20 +3,28 @@
 import json
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from shutil import copytree
 
+import httpx
 import pytest
 from mlflow import MlflowClient
 
 from core.config import DataSettings, IngestSettings, PairSettings, RunConfig
 from core.errors import ConfigError, InputError
-from core.manifest import Ref, read_table
+from core.expert.server import make_server
+from core.expert.settings import ReferenceSettings
+from core.manifest import Ref, read_manifest, read_table
 from core.models.tokenizer import train_bpe_tokenizer
-from data_contracts import Corrections, HallucinationPairs, Rejects, Samples
+from data_contracts import Corrections, Drafts, HallucinationPairs, Rejects, Revisions, Samples
+from flows.estimating import run_estimate
 from flows.exporting import run_export
+from flows.running import PARTIAL
 from flows.session import workplace
-from flows.stages import run_ingest, run_pair
+from flows.stages import run_ingest, run_pair, run_revise
 from flows.token_shares import show_token_shares
 
 DATA = Path(__file__).parents[1] / "data"
@@ -122,6 +130,79 @@ def test_published_corrections_go_in_and_come_out_the_same(config, tmp_path, cap
     assert read_table(place.store, ref, Samples)["reference"].to_list() == ["a white blue shirt", "A cat."]
     assert run_export(config, [ref.uri], "rediff", tmp_path / "out.json", json=False) == 0
     assert json.loads((tmp_path / "out.json").read_text()) == rows
+
+
+@pytest.fixture
+def expert() -> Iterator[str]:
+    """The address of a reference expert."""
+    server = make_server(ReferenceSettings())
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+    server.should_exit = True
+    thread.join(10)
+
+
+def requests_served(expert: str) -> int:
+    return httpx.get(expert.replace("/v1", "/stats"), trust_env=False).json()["requests"]
+
+
+def with_expert(config: RunConfig, url: str, **changes) -> RunConfig:
+    asked = {"base_url": url, "price_in": 1.0, "price_out": 2.0} | changes
+    shards = {"draft": config.draft.model_copy(update={"shard_size": 8})}
+    return config.model_copy(update={"expert": config.expert.model_copy(update=asked), **shards})
+
+
+def test_texts_of_a_model_are_revised_and_what_it_takes_is_known_before(config, expert, tmp_path, capsys):
+    texts = [
+        f"Mary buys {n} eggs and {n + 3} pears, that makes \\boxed{{{2 * n + 2 + n % 2}}} things." for n in range(20)
+    ]
+    rows = [
+        {"question": f"Question {n}?", "generations": f"{text}<|endoftext|>", "ground_truth": 2 * n + 3}
+        for n, text in enumerate(texts)
+    ]
+    file = tmp_path / "drafts.json"
+    file.write_text(json.dumps({"generations": [*rows, {"question": "?", "generations": "", "ground_truth": 1}]}))
+    train_bpe_tokenizer(texts, 300).save_pretrained(tmp_path / "tokenizer")
+    known, place = with_expert(config, expert), workplace(config.place)
+    with pytest.raises(ConfigError, match="--tokenizer"):
+        run_revise(known, [str(file)], None, json=False)
+
+    assert run_estimate(known, [str(file)], tmp_path / "tokenizer", json=True) == 0
+    told = printed(capsys)
+    assert (told["drafts"], told["requests"], requests_served(expert)) == (20, 20, 0)
+
+    limited = with_expert(config, expert, max_requests=7, concurrency=2)
+    assert run_revise(limited, [str(file)], tmp_path / "tokenizer", json=True) == PARTIAL
+    assert "expert.max_requests: 7 of 7 requests" in printed(capsys)["error"]
+    assert run_revise(known, [str(file)], tmp_path / "tokenizer", json=True) == 0
+    line = printed(capsys)
+    assert requests_served(expert) == 20
+    refs = [Ref.model_validate(ref) for ref in line["outputs"]]
+    revisions = read_table(place.store, refs, Revisions)
+    assert (len(refs), revisions.height) == (3, 20)
+    assert (revisions["verdict"] == "right").sum() == 10
+    assert all(f"boxed{{{2 * n + 3}}}" in text for n, text in _refined(place, refs))
+    cost = revisions["cost_usd"].sum()
+    assert told["cost_usd"] == pytest.approx(cost, rel=0.1)
+    assert line["cost_usd"] < cost  # the first seven were paid before
+
+    drafts = [ref["uri"] for ref in told["outputs"]]
+    assert run_revise(known, drafts, None, json=True) == 0
+    assert [ref["digest"] for ref in printed(capsys)["outputs"]] == [ref.digest for ref in refs]
+    with pytest.raises(InputError, match="several datasets"):
+        run_revise(known, [str(file), drafts[0]], None, json=False)
+    assert run_revise(known, [line["outputs"][0]["uri"]], None, json=True) == 1
+    assert "holds no drafts" in printed(capsys)["error"]
+
+
+def _refined(place, refs) -> list[tuple[int, str]]:
+    drafts = [parent for ref in refs for parent in read_manifest(place.store, ref.uri).parents["drafts"]]
+    prompts = dict(read_table(place.store, drafts, Drafts).select("draft_id", "prompt").rows())
+    revisions = read_table(place.store, refs, Revisions).select("draft_id", "refined_text").rows()
+    return [(int(prompts[draft].split()[1].rstrip("?")), text) for draft, text in revisions]
 
 
 def test_what_cannot_be_done_is_said(config, tmp_path):

@@ -5,13 +5,14 @@ from core.expert.settings import ExpertSettings
 from tasks.pair import PairConfig
 from tasks.revise import ReviseConfig
 
-PLAIN, LIMITED = ExpertSettings(), ExpertSettings(image_max_side=512)
+PLAIN, LIMITED = ExpertSettings(reask=False), ExpertSettings(reask=False, image_max_side=512)
 
 
-def test_work_without_a_limit_on_images_keeps_the_key_that_it_had():
+def test_work_without_a_limit_on_images_or_a_second_question_keeps_the_key_that_it_had():
     fields = {"model", "prompt_version", "structured", "temperature", "max_tokens", "align"}
     assert set(ReviseConfig.of(PLAIN).model_dump()) == fields
     assert set(ReviseConfig.of(LIMITED).model_dump()) == fields | {"image_max_side"}
+    assert ReviseConfig.of(ExpertSettings()).model_dump()["reask_version"].startswith("reask-v1@")
     assert ReviseConfig.model_validate(ReviseConfig.of(LIMITED).model_dump()) == ReviseConfig.of(LIMITED)
 
 

@@ -4,6 +4,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import httpx
 import matplotlib
@@ -13,7 +14,7 @@ import pytest
 from core.errors import ServerError
 from flows.processes import free_port
 from flows.servers import Servers
-from tasks.tracking import DatasetInfo, ModelVersion, NullTracker, Tracker, Tracking, connect
+from tasks.tracking import DatasetInfo, ExpertCall, ModelVersion, NullTracker, Tracker, Tracking, connect
 
 SHA = "0123456789abcdef" * 4
 
@@ -245,3 +246,30 @@ def test_tracking_that_is_off_has_the_same_methods_and_does_nothing():
     wanted = {name for name in vars(Tracking) if not name.startswith("_")}
     assert wanted <= set(vars(NullTracker))
     assert wanted <= set(vars(Tracker))
+
+
+def test_requests_to_the_expert_are_traces_of_their_run(running_servers, client):
+    tracker = connect(running_servers.mlflow_uri, "traces")  # MLflow sends traces to the server that was named last
+    run = begin(tracker)
+    call = ExpertCall(
+        name="revise-v1",
+        asked={"prediction": "a blue ring", "image": "sha256:" + SHA},
+        answered={"reply": '{"segments": []}', "error": None},
+        facts={"request_key": SHA, "verdict": "right"},
+        began=1_700_000_000.0,
+        ended=1_700_000_001.5,
+        failed=False,
+    )
+    tracker.log_calls(run, [call, replace(call, name="reask-v1", failed=True)])
+    tracker.log_calls("", [call])
+    tracker.finish(run, "FINISHED")
+    experiment = client.get_run(run).info.experiment_id
+    found = client.search_traces(locations=[experiment], run_id=run)
+    by_name = {trace.data.spans[0].name: trace for trace in found}
+    assert set(by_name) == {"revise-v1", "reask-v1"}
+    trace = by_name["revise-v1"]
+    assert trace.data.spans[0].inputs == dict(call.asked)
+    assert trace.data.spans[0].outputs == dict(call.answered)
+    assert trace.data.spans[0].attributes["verdict"] == "right"
+    assert trace.info.execution_duration == 1500
+    assert [str(by_name[name].info.state.value) for name in ("revise-v1", "reask-v1")] == ["OK", "ERROR"]

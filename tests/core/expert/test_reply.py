@@ -205,3 +205,11 @@ def test_pythons_own_quotes_are_read(pairs):
     raw = repr([{"org": org, "target": target} for org, target in pairs])
     if "\\" not in raw and not re.search(r"'\s*[:,}\]]|[{\[,:\s]'", "".join(org + target for org, target in pairs)):
         assert [tuple(segment) for segment in parse_reply(raw).segments] == pairs
+
+
+@pytest.mark.parametrize(
+    ("raw", "verdict"),
+    [("There is nothing to correct: []", "right"), ("The list[] of things is wrong", "failed"), ("so: [].", "right")],
+)
+def test_empty_brackets_are_an_answer_at_the_end_alone(raw, verdict):
+    assert parse_reply(raw).verdict == verdict

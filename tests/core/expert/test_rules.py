@@ -204,3 +204,18 @@ def test_other_text_becomes_the_reference(draft_words, reference_words, space):
 def test_only_the_words_that_differ_are_quoted():
     segments = revise("Two brown dogs run on the wide beach.", "Two black dogs run on the beach.")
     assert segments == [("black", "brown"), ("beach.", "wide beach.")]
+
+
+@pytest.mark.parametrize(
+    ("reference", "draft", "expected"),
+    [
+        ("18.0", r"9 eggs at $2 make 18. \boxed{18}", []),
+        ("18.0", r"9 eggs at $2 make 17. \boxed{17}", [(r"\boxed{17}", r"\boxed{18.0}")]),
+        ("1,000", r"a \boxed{3} and so \boxed{1000}", []),
+        (r"\frac{1}{2}", r"so \boxed{\frac{1}{3}} is it", [(r"\boxed{\frac{1}{3}}", r"\boxed{\frac{1}{2}}")]),
+        ("5", r"\boxed{4} or \boxed{4}", [(r"or \boxed{4}", r"or \boxed{5}")]),
+        ("5", r"never closed \boxed{4", [(r"never closed \boxed{4", "5")]),
+    ],
+)
+def test_a_worked_answer_gets_the_right_result_and_keeps_its_words(reference, draft, expected):
+    assert revise(reference, draft) == expected
