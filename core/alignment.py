@@ -131,7 +131,7 @@ def align(
         ids, text, runs = old, draft.text, []
     for run in runs:
         _note(results, run.edits, tier="re-diff" if run.growth else "equal")
-    return Alignment(target_ids=ids + [codec.eos_id] * (length - len(ids)), text=text, segments=results)
+    return Alignment(target_ids=codec.ended(ids, length), text=text, segments=results)
 
 
 def tier_shares(revisions: pl.DataFrame) -> dict[str, float]:

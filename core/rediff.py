@@ -10,6 +10,8 @@ from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from core.models.special_tokens import end_of_turn
+
 if TYPE_CHECKING:  # importing transformers takes seconds, which the reference expert's rules have no use for
     from transformers import PreTrainedTokenizerBase
 
@@ -18,12 +20,16 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class TextCodec:
-    """A fast tokenizer as alignment needs it: ids with char spans, and the ids and strings no target may hold."""
+    """A fast tokenizer as alignment needs it: ids with char spans, and the ids and strings no target may hold.
+
+    turn_end_id: what ends an answer before the fill with eos_id; None: eos_id does.
+    """
 
     tokenizer: "PreTrainedTokenizerBase"
     eos_id: int
     forbidden_ids: frozenset[int]
     forbidden_texts: tuple[str, ...]
+    turn_end_id: int | None = None
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "TextCodec":
@@ -36,7 +42,15 @@ class TextCodec:
             raise ValueError("alignment needs a fast tokenizer with an eos token")
         special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        return cls(tokenizer, int(tokenizer.eos_token_id), frozenset(special), tuple(special.values()))
+        eos, turn_end = int(tokenizer.eos_token_id), end_of_turn(tokenizer)
+        return cls(tokenizer, eos, frozenset(special), tuple(special.values()), turn_end)
+
+    def ended(self, ids: Sequence[int], length: int) -> list[int]:
+        """A response of `length` tokens: the text's `ids`, the end of the turn, end of text up to the last position."""
+        fill = [self.eos_id] * (length - len(ids))
+        if fill and self.turn_end_id is not None:
+            fill[0] = self.turn_end_id
+        return [*ids, *fill]
 
     def encode(self, text: str) -> tuple[list[int], list[Span]]:
         """Token ids of the whole `text` and the char span of each, leading white space included."""

@@ -35,7 +35,9 @@ class Captions:
 def encode_captions(samples: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, response_length: int) -> Captions:
     """Encode prompts and references (Samples rows). Rejects: those of texts (empty, too_long, unknown_token,
     special_token) and of prompts."""
-    prompts = encode_prompts(tokenizer, samples["prompt"], response_length)
+    prompts = encode_prompts(
+        tokenizer, samples["prompt"], response_length, with_image=samples["image_sha"].is_not_null()
+    )
     responses = encode_responses(tokenizer, samples["reference"].to_list(), response_length)
     prompt_reasons = [prompts.reason_P[index] for index in prompts.index_N]
     reasons = [mine or of_prompt for mine, of_prompt in zip(responses.reason_N, prompt_reasons, strict=True)]

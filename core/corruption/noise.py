@@ -38,8 +38,8 @@ def fill_mask(clean_NL: NDArray[np.int32], vocab: Vocabulary, settings: NoiseSet
     """Positions that take no part: none, or all behind the first end-of-text under `fill: ignore`."""
     if settings.fill == "eos":
         return np.zeros(clean_NL.shape, dtype=np.bool_)
-    is_eos = clean_NL == vocab.eos
-    return np.asarray((np.cumsum(is_eos, axis=1) - is_eos) > 0)
+    is_end = np.isin(clean_NL, (vocab.eos, vocab.turn_end))
+    return np.asarray((np.cumsum(is_end, axis=1) - is_end) > 0)
 
 
 def random_replacements(

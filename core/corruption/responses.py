@@ -1,5 +1,7 @@
 """Text -> the fixed-length response region: text tokens, then end-of-text up to the last position. Done once per text.
 
+A tokenizer whose chat template ends an answer with a token of its own (LLaDA's `<|eot_id|>`) has one of it first.
+
 Shapes: N texts, L positions of the response, P distinct prompts, K special or ordinary ids.
 """
 
@@ -13,16 +15,23 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from core.errors import InputError
+from core.models.special_tokens import end_of_turn, image_placeholder
 
 _CHUNK = 4096
+_IMAGE = "\ufffc"
+"""Where the image goes while the chat template is applied: the object replacement character."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The ids that corruption needs. `ordinary_K` (sorted) are all ids a text can consist of: no special one."""
+    """The ids that corruption needs. `ordinary_K` (sorted) are all ids a text can consist of: no special one.
+
+    turn_end: what ends an answer, before the fill with eos; the same as eos in most tokenizers.
+    """
 
     mask: int
     eos: int
+    turn_end: int
     unknown: int | None
     special_K: NDArray[np.int32]
     ordinary_K: NDArray[np.int32]
@@ -71,31 +80,50 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     return Vocabulary(
         mask=mask,
         eos=eos,
+        turn_end=end_of_turn(tokenizer),
         unknown=unknown if isinstance(unknown, int) else None,
         special_K=np.array(sorted(special), dtype=np.int32),
         ordinary_K=np.array(sorted(ordinary), dtype=np.int32),
     )
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Ids of a prompt as the model sees it: through the tokenizer's chat template if it has one, else as plain text."""
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, *, with_image: bool = False) -> list[int]:
+    """Ids of a prompt as the model sees it: through the tokenizer's chat template if it has one, else as plain text.
+
+    A model that has images inside its text gets its placeholder in front, on a line of its own, as LLaVA does.
+    """
+    placeholder = image_placeholder(tokenizer) if with_image else None
+    text = prompt if placeholder is None else f"{_IMAGE}\n{prompt}"
     if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        messages = [{"role": "user", "content": text}]
+        text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    if placeholder is None:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(_IMAGE, 1))
+    return [*before, placeholder, *after]
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: pl.Series, response_length: int) -> Prompts:
-    """Encode each distinct prompt of a column once.
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: pl.Series,
+    response_length: int,
+    *,
+    with_image: pl.Series | None = None,
+) -> Prompts:
+    """Encode each distinct prompt of a column once; `with_image` says which rows have an image.
 
     Reasons: special_token, unknown_token, prompt_too_long (with the response it exceeds the tokenizer's
     `model_max_length`).
     """
-    distinct = prompts.unique(maintain_order=True)
-    table = pl.DataFrame({"prompt": distinct, "index": np.arange(distinct.len())})
-    index = pl.DataFrame({"prompt": prompts}).join(table, on="prompt", how="left", maintain_order="left")["index"]
-    ids = [np.array(prompt_ids(tokenizer, prompt), dtype=np.int32) for prompt in distinct]
+    seen = False if with_image is None or image_placeholder(tokenizer) is None else with_image
+    rows = pl.DataFrame({"prompt": prompts}).with_columns(with_image=seen)
+    table = rows.unique(maintain_order=True).with_row_index("index")
+    index = rows.join(table, on=rows.columns, how="left", maintain_order="left")["index"]
+    distinct = table["prompt"]
+    ids = [
+        np.array(prompt_ids(tokenizer, prompt, with_image=image), dtype=np.int32)
+        for prompt, image in table.select("prompt", "with_image").iter_rows()
+    ]
     vocab = vocabulary(tokenizer)
     room = tokenizer.model_max_length - response_length
     marks = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -131,6 +159,8 @@ def encode_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], r
         offsets_NLC[row[fits], column[fits]] = flat_offsets[fits]
         lengths.append(length)
     length_N = np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
+    ended = np.flatnonzero(length_N < response_length)
+    ids_NL[ended, length_N[ended]] = vocab.turn_end
     start_NL, end_NL = np.ascontiguousarray(offsets_NLC[..., 0]), np.ascontiguousarray(offsets_NLC[..., 1])
     reasons, details = _reasons(vocab, texts, ids_NL, length_N, offsets_NLC)
     return Responses(

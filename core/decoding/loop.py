@@ -15,7 +15,8 @@ from core.decoding.schedule import ConfidenceSchedule, Schedule
 from core.decoding.settings import DecodeSettings
 from core.decoding.state import Canvas, Step, View, apply, mask_token
 from core.decoding.trace import Recorder
-from core.models.denoiser import Denoiser
+from core.errors import InputError
+from core.models.denoiser import Denoiser, Features
 
 # Positions a call of the lm_head: at a vocabulary of 126k, 2048 float32 rows are 1 GB.
 _HEAD_ROWS = 2048
@@ -51,7 +52,7 @@ def decode(
     model: Denoiser,
     canvas: Canvas,
     *,
-    features_BND: Tensor | None,
+    features_BND: Features | None,
     response_length: int,
     schedule: Schedule,
     policy: Policy,
@@ -61,14 +62,18 @@ def decode(
 
     A row that an extra step leaves unchanged is at a fixed point, because a step depends on nothing but the row: it
     leaves the batch, and its further forwards count in `nfe` but are not computed.
+
+    Raises:
+        InputError: if the model's scores are not numbers; looked at once, at the end.
     """
     plan = schedule.plan(response_length)
     final_BR = canvas.responses(response_length)
     rows_B = torch.arange(len(final_BR), device=final_BR.device)
-    forwards_B = torch.zeros_like(rows_B)
+    forwards_B, broken = torch.zeros_like(rows_B), torch.zeros((), dtype=torch.bool, device=final_BR.device)
     for step in plan:
         forwards_B[rows_B] += 1
         view = _look(model, canvas, features_BND, step, policy)
+        broken |= view.confidence_BL.isnan().any()
         after = dataclasses.replace(canvas, ids_BL=_next(model, canvas, view, schedule, policy))
         if recorder is not None:
             recorder.record(view, after, rows_B)
@@ -79,6 +84,11 @@ def decode(
             features_BND = None if features_BND is None else features_BND[moving_B]
             if len(rows_B) == 0:
                 break
+    if bool(broken):
+        raise InputError(
+            "the model's scores are not numbers (NaN or infinite): its weights are damaged, or too large for its "
+            "precision. Load it in bfloat16 or float32, or take an earlier checkpoint"
+        )
     return Decoded(token_ids_BR=final_BR.cpu(), nfe=len(plan), forwards_B=forwards_B.cpu())
 
 
@@ -94,7 +104,7 @@ def _next(model: Denoiser, canvas: Canvas, view: View, schedule: Schedule, polic
     )
 
 
-def _look(model: Denoiser, canvas: Canvas, features_BND: Tensor | None, step: Step, policy: Policy) -> View:
+def _look(model: Denoiser, canvas: Canvas, features_BND: Features | None, step: Step, policy: Policy) -> View:
     """One forward; the lm_head only where a token may change."""
     ids_BL, scope_BL = canvas.ids_BL, canvas.scope(step)
     is_mask_BL = ids_BL == mask_token(model)

@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from core.corruption.responses import encode_prompts
 from core.decoding.loop import decode, strategies
@@ -19,7 +18,7 @@ from core.decoding.settings import DecodeSettings
 from core.decoding.state import blank_canvas, mask_token
 from core.decoding.trace import Recorder
 from core.errors import RowError
-from core.models.denoiser import Denoiser
+from core.models.denoiser import Denoiser, Features
 
 LoadImage = Callable[[str], NDArray[np.uint8]]
 OnDecoded = Callable[[int, int], None]
@@ -59,7 +58,9 @@ def decode_samples(
         unusable: filled while iterating: row number -> why its prompt or image cannot be used.
         on_progress: told how many of all (sample, setting) pairs are done, after each batch.
     """
-    prompts = encode_prompts(model.tokenizer, samples["prompt"], response_length)
+    prompts = encode_prompts(
+        model.tokenizer, samples["prompt"], response_length, with_image=samples["image_sha"].is_not_null()
+    )
     reasons = [prompts.reason_P[index] for index in prompts.index_N]
     unusable |= {row: RowError(reason, samples["prompt"][row]) for row, reason in enumerate(reasons) if reason}
     ids = [prompts.ids_P[index].tolist() for index in prompts.index_N]
@@ -90,7 +91,7 @@ def _decode_batch(
     *,
     rows: list[int],
     prompts: list[list[int]],
-    features_BND: Tensor | None,
+    features_BND: Features | None,
     response_length: int,
     record: bool,
 ) -> DecodedBatch:
@@ -153,6 +154,6 @@ def _load(
 
 
 @torch.inference_mode()
-def _encode_images(model: Denoiser, images: list[NDArray[np.uint8]]) -> Tensor | None:
-    """(B, N, D), or None for rows without images."""
+def _encode_images(model: Denoiser, images: list[NDArray[np.uint8]]) -> Features | None:
+    """Row i of image i, or None for rows without images."""
     return model.image_features(model.pixels(images)) if images else None

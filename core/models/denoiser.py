@@ -4,8 +4,7 @@ Shapes: B rows, L text tokens, N image positions, D hidden size, R image regions
 A checkpoint is a folder: config.json, model.safetensors and the tokenizer's files, as transformers writes them.
 """
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -18,9 +17,28 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from core.errors import InputError
+from core.models.checkpoint import read_config
+from core.models.devices import Placement
 
-LOADERS: dict[str, str] = {"scene_denoiser": "core.models.scene_denoiser:load"}
-"""`model_type` of config.json -> `module:function` that loads such a folder; imported only when it is asked for."""
+LOADERS: dict[str, str] = {
+    "scene_denoiser": "core.models.scene_denoiser:load",
+    "llada": "core.models.published:load_decoder",
+    "Dream": "core.models.published:load_decoder",
+    "llava_llada": "core.models.published:load_llava",
+    "redraft_composition": "core.models.compose:load",
+}
+"""`model_type` of config.json -> `module:function` that loads such a folder; imported only when it is asked for.
+
+Every type that transformers knows as a masked language model is loaded too.
+"""
+
+_MASKED_LM = "core.models.masked_lm:load"
+
+Pixels = Any
+"""What a model's `pixels` makes of images and its `image_features` takes: a tensor, or tiles with their sizes."""
+
+Features = Any
+"""What a model's `image_features` makes and its `hidden` takes: indexed by rows as a tensor's first axis is."""
 
 
 class Denoiser(Protocol):
@@ -34,16 +52,20 @@ class Denoiser(Protocol):
         """Where the weights are, and token ids are expected."""
         ...
 
-    def pixels(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Preprocess uint8 images of H x W x 3, each of any size: (B, ...) on the model's device."""
+    def pixels(self, images: Sequence[np.ndarray]) -> Pixels:
+        """Preprocess uint8 images of H x W x 3, each of any size, on the model's device."""
         ...
 
-    def image_features(self, pixels: Tensor) -> Tensor | None:
-        """What `hidden` needs of the images, (B, N, D); computed once a sample. None for a model without vision."""
+    def image_features(self, pixels: Pixels) -> Features:
+        """What `hidden` needs of the images, row i of image i; computed once a sample."""
         ...
 
-    def hidden(self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Tensor | None) -> Tensor:
-        """Final hidden states of the text, (B, L, D). Every valid position sees every other; False is padding."""
+    def hidden(self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Features | None) -> Tensor:
+        """Final hidden states of the text, (B, L, D), each where the logits of its own token are read from.
+
+        Every valid position sees every other and the images; False is padding. A model with
+        `special_tokens.image_placeholder` has one of them in `ids_BL` for each image of a row, where the image goes.
+        """
         ...
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
@@ -55,7 +77,7 @@ class TrainableDenoiser(Denoiser, Protocol):
     """A denoiser that the training loop can train (an nn.Module that knows its hidden matrices)."""
 
     def hidden_and_regions(
-        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Tensor | None
+        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Features | None
     ) -> tuple[Tensor, Tensor | None]:
         """`hidden`, and scores (B, L, R) of the image region each token speaks of; None without such a head."""
         ...
@@ -101,23 +123,48 @@ class TrainableDenoiser(Denoiser, Protocol):
         ...
 
 
-def load_denoiser(path: str | Path, *, device: str = "cpu") -> TrainableDenoiser:
-    """Load the checkpoint folder `path` by its `model_type`, in evaluation mode, on `device`.
+def load_denoiser(
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    devices: Mapping[str, str] | None = None,
+) -> TrainableDenoiser:
+    """Load the checkpoint folder `path` by its `model_type`, in evaluation mode.
+
+    Args:
+        path: a folder as published, or as `save_denoiser` wrote it.
+        device: where the weights go.
+        dtype: converts them; None keeps what the checkpoint has.
+        devices: prefixes of the names of a model's parts -> devices, for a model that one device cannot hold.
 
     Raises:
-        InputError: if the folder is no checkpoint, or of a type that no loader is known for.
+        InputError: if the folder is no checkpoint, of a type that no loader is known for, or damaged.
+        ConfigError: if `devices` names an unknown part.
     """
     folder = Path(path)
-    try:
-        model_type = json.loads((folder / "config.json").read_text())["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder} is no checkpoint: config.json with a model_type is needed ({error!r})") from error
-    if model_type not in LOADERS:
-        raise InputError(f"{folder}: no loader for model_type {model_type!r}; known: {', '.join(sorted(LOADERS))}")
-    module, function = LOADERS[model_type].split(":")
-    loader = cast(Callable[[Path], TrainableDenoiser], getattr(import_module(module), function))
+    placement = Placement(device=device, dtype=dtype, devices=devices or {})
+    model_type = read_config(folder)["model_type"]
+    target = LOADERS.get(model_type)
+    if target is None and _is_masked_lm(model_type):
+        target = _MASKED_LM
+    if target is None:
+        raise InputError(
+            f"{folder}: no loader for model_type {model_type!r}; known: {', '.join(sorted(LOADERS))}, and every type "
+            "that transformers knows as a masked language model"
+        )
+    module, function = target.split(":")
+    loader = cast(Callable[[Path, Placement], TrainableDenoiser], getattr(import_module(module), function))
     with _no_progress_bars():
-        return loader(folder).to(device)
+        return loader(folder, placement)
+
+
+def _is_masked_lm(model_type: str) -> bool:
+    """Whether transformers has such a masked language model; asked late, for its list takes a second to import."""
+    known: Mapping[str, object] = import_module(
+        "transformers.models.auto.modeling_auto"
+    ).MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return model_type in known
 
 
 def save_denoiser(model: TrainableDenoiser, path: str | Path) -> None:

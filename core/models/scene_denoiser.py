@@ -20,6 +20,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import MaskedLMOutput
 
 from core.errors import ConfigError, InputError
+from core.models.devices import Placement
 from core.models.scene_blocks import Block, rotation
 
 _CACHED_ROWS = 16
@@ -222,8 +223,8 @@ class SceneDenoiser(PreTrainedModel):  # type: ignore[no-untyped-call]  # transf
         return MaskedLMOutput(logits=self.lm_head(hidden_BLD))
 
 
-def load(path: Path) -> SceneDenoiser:
-    """Load a folder written by `core.models.denoiser.save_denoiser`, in evaluation mode.
+def load(path: Path, placement: Placement) -> SceneDenoiser:
+    """Load a folder written by `core.models.denoiser.save_denoiser`, in evaluation mode, onto one device.
 
     Raises:
         InputError: if weights, sizes or tokenizer are missing or do not fit together.
@@ -236,4 +237,5 @@ def load(path: Path) -> SceneDenoiser:
     if len(model.tokenizer) != model.config.vocab_size:
         raise InputError(f"{path}: tokenizer of {len(model.tokenizer)} tokens, model of {model.config.vocab_size}")
     model.train(False)
+    nn.Module.to(model, placement.device, placement.dtype)
     return model

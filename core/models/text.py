@@ -16,10 +16,12 @@ from itertools import accumulate, pairwise, takewhile
 from tokenizers import decoders
 from transformers import PreTrainedTokenizerBase
 
+from core.models.special_tokens import end_of_turn
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseText:
-    """The text of a response up to its first end-of-text token.
+    """The text of a response up to its first end-of-text or end-of-turn token.
 
     Token i covers text[char_start[i]:char_end[i]]; both are -1 from the end of text on. Spans never move back.
     """
@@ -31,7 +33,8 @@ class ResponseText:
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> ResponseText:
     """E.g. the ids of "a", "red", "ring", EOS, EOS -> "a red ring", starts 0 2 6 -1 -1, ends 1 5 10 -1 -1."""
-    end = next((i for i, token in enumerate(ids) if token == tokenizer.eos_token_id), len(ids))
+    ends = (tokenizer.eos_token_id, end_of_turn(tokenizer))
+    end = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     shown = list(ids[:end])
     decoder = tokenizer.backend_tokenizer.decoder
     if decoder is None:

@@ -4,11 +4,14 @@ The control tokens are no part of the text model: text that spells "<mask>" is e
 Nothing is added to what is encoded (no begin, no end), so that ids and character offsets are those of the text.
 """
 
+import json
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from core.errors import ConfigError, InputError
 
@@ -16,6 +19,9 @@ MASK_TOKEN = "<mask>"  # noqa: S105 - the name of a token, not a password
 EOS_TOKEN = "<eos>"  # noqa: S105
 PAD_TOKEN = "<pad>"  # noqa: S105
 UNK_TOKEN = "<unk>"  # noqa: S105
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""What tokenizer_config.json calls a tokenizer that is wholly in tokenizer.json."""
+
 CONTROL_TOKENS = (MASK_TOKEN, EOS_TOKEN, PAD_TOKEN, UNK_TOKEN)
 
 
@@ -71,10 +77,41 @@ def _with_control_tokens(backend: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint folder. Raises InputError if there is none."""
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder, by transformers' own code alone.
+
+    A folder that asks for code of its own (Dream's) is read from its tokenizer.json, or, if it has none, from
+    vocab.json and merges.txt as Qwen2's, which it is.
+
+    Raises:
+        InputError: if there is none.
+    """
+    folder = Path(path)
     try:
-        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} has no usable tokenizer: {error}") from error
+        kind = _class_of(folder)
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder} has no usable tokenizer: {error}") from error
     return tokenizer
+
+
+def _class_of(folder: Path) -> Any:
+    """The class that reads a folder's tokenizer. Modules that take seconds to import are asked last."""
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    if has_tokenizer and _read(folder / "tokenizer_config.json").get("tokenizer_class") in _GENERIC:
+        return PreTrainedTokenizerFast
+    names = import_module("transformers.models.auto.tokenization_auto").TOKENIZER_MAPPING_NAMES
+    if _read(folder / "config.json").get("model_type") in names:
+        return import_module("transformers").AutoTokenizer
+    if not has_tokenizer and (folder / "merges.txt").is_file():
+        return import_module("transformers").Qwen2Tokenizer
+    return PreTrainedTokenizerFast
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file; empty if it is none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

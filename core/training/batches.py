@@ -18,12 +18,12 @@ from torch import Tensor
 from core.corruption.settings import ObjectiveSettings
 from core.corruption.weights import token_weights
 from core.errors import InputError
-from core.models.denoiser import TrainableDenoiser
+from core.models.denoiser import Pixels, TrainableDenoiser
 from core.seeds import rng
 from data_contracts import TokenKind
 
 LoadImage = Callable[[str], NDArray[np.uint8]]
-Preprocess = Callable[[Sequence[NDArray[np.uint8]]], Tensor]
+Preprocess = Callable[[Sequence[NDArray[np.uint8]]], Pixels]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Batch:
     weights_BL: Tensor
     valid_BL: Tensor
     regions_BL: Tensor | None
-    pixels: Tensor | None
+    pixels: Pixels | None
     image_index_B: Tensor | None
 
     @property
@@ -178,7 +178,7 @@ class Examples:
             image_index_B=image_index_B,
         )
 
-    def _images(self, rows: NDArray[np.int64]) -> tuple[Tensor | None, Tensor | None]:
+    def _images(self, rows: NDArray[np.int64]) -> tuple[Pixels | None, Tensor | None]:
         """Pixels of the distinct images, and which of them each row shows."""
         if self._load is None or self._preprocess is None:
             return None, None

@@ -73,8 +73,8 @@ def warm_up_vision(
     for step in range(settings.steps):
         rows = np.unique(order.step(step))
         features_IND = model.image_features(model.pixels([cache(known.images[row]) for row in rows]))
-        if features_IND is None:
-            raise InputError("this model has no vision to warm up: set vision.steps = 0")
+        if not isinstance(features_IND, Tensor):
+            raise InputError("this model has no patches of fixed places to warm up: set vision.steps = 0")
         scores_INK = features_IND @ embedding[words].T + bias
         targets_INK = known.targets(rows, features_IND.shape[1]).to(embedding.device)
         loss = _SCALE * nn.functional.binary_cross_entropy_with_logits(scores_INK, targets_INK)

@@ -1,0 +1,152 @@
+"""Any masked language model of transformers (BERT, ModernBERT, ModernVBert, ...) as a Denoiser.
+
+Loading and saving are transformers' own, so the layout stays what it was. Dropout is off in training too: a step then
+depends on its rows alone.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+
+from core.errors import InputError
+from core.models.checkpoint import check_values, listed, open_checkpoint
+from core.models.devices import Placement
+from core.models.pretrained import Layout, PretrainedDenoiser
+from core.models.special_tokens import set_special_tokens
+from core.models.tokenizer import load_tokenizer
+from core.models.vision import SquareVision
+
+_PROBE = 3
+_CLOSE = 1e-3
+
+
+class MaskedLMDenoiser(PretrainedDenoiser):
+    """Saves through the transformers model whose parts it is made of. Its state lists a tied tensor once."""
+
+    def __init__(self, whole: PreTrainedModel, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._whole = [whole]  # in a list: its parts are registered already
+        first: dict[int, str] = {}
+        every = [*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)]
+        owners = {name: first.setdefault(id(tensor), name) for name, tensor in every}
+        self._tied = {name: owner for name, owner in owners.items() if name != owner}
+        self.register_state_dict_post_hook(_drop_tied)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_give_tied)  # type: ignore[no-untyped-call]
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """As transformers writes this model."""
+        self._whole[0].save_pretrained(Path(save_directory))
+
+
+def _drop_tied(model: MaskedLMDenoiser, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in model._tied:
+        state.pop(prefix + name, None)
+
+
+def _give_tied(model: MaskedLMDenoiser, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, owner in model._tied.items():
+        if prefix + owner in state:
+            state.setdefault(prefix + name, state[prefix + owner])
+
+
+def load(folder: Path, placement: Placement) -> MaskedLMDenoiser:
+    """Load a masked language model, in evaluation mode.
+
+    Raises:
+        InputError: tensors missing or of another shape, no mask token, or a head that cannot be told from its base.
+    """
+    checkpoint = open_checkpoint(folder)
+    try:
+        whole, info = AutoModelForMaskedLM.from_pretrained(
+            folder,
+            dtype=placement.dtype or "auto",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise InputError(f"{folder} is no usable {checkpoint.config['model_type']} checkpoint: {error}") from error
+    if info["missing_keys"]:
+        raise InputError(
+            f"{folder} does not hold the tensors that its config.json describes: missing "
+            f"{listed(info['missing_keys'])}. A model without a head for masked tokens cannot be used"
+        )
+    for name, p in whole.named_parameters():
+        check_values(folder, name, p)
+    _no_dropout(whole)
+    return _split(whole, checkpoint.config, folder, placement)
+
+
+def _split(whole: PreTrainedModel, config: Mapping[str, Any], folder: Path, placement: Placement) -> MaskedLMDenoiser:
+    base: Any = whole.base_model
+    head = nn.Sequential(*(part for part in whole.children() if part is not base))
+    sees = hasattr(base, "vision_model")
+    language = base.text_model if sees else base
+    placeholder = int(config["image_token_id"]) if sees else None
+    tokenizer = load_tokenizer(folder)
+    embedding = language.get_input_embeddings()
+    set_special_tokens(tokenizer, config, vocabulary=embedding.num_embeddings, placeholder=placeholder)
+    longest = getattr(language.config, "max_position_embeddings", None)
+    model = MaskedLMDenoiser(
+        whole,
+        language=language,
+        head=head,
+        vision=SquareVision.of(folder, base.vision_model, base.connector) if sees else None,
+        tokenizer=tokenizer,
+        layout=Layout(
+            encode=encode_masked,
+            name_of=lambda name: name,
+            config=config,
+            beside={},
+            max_positions=min(longest or tokenizer.model_max_length, tokenizer.model_max_length),
+            placeholder=placeholder,
+        ),
+    )
+    model.train(False)
+    _check_parts(model, whole, folder)
+    for name, p in model.named_parameters():
+        p.data = p.data.to(placement.device_of(name))
+    for name, buffer in model.named_buffers():
+        buffer.data = buffer.data.to(placement.device_of(name))
+    placement.connect(model)
+    return model
+
+
+def encode_masked(language: nn.Module, embeddings_BTD: Tensor, valid_BT: Tensor | None) -> Tensor:
+    """A transformers encoder; padding is seen by nobody."""
+    hidden_BTD: Tensor = language(
+        inputs_embeds=embeddings_BTD, attention_mask=None if valid_BT is None else valid_BT.long()
+    ).last_hidden_state
+    return hidden_BTD
+
+
+@torch.no_grad()
+def _check_parts(model: MaskedLMDenoiser, whole: PreTrainedModel, folder: Path) -> None:
+    """The parts, one after the other, must give what the whole gives."""
+    pad = whole.config.get_text_config().pad_token_id  # RoBERTa numbers positions by it
+    ids_1L = torch.tensor([[token for token in range(_PROBE + 1) if token != pad][:_PROBE]])
+    try:
+        hidden = model.hidden(ids_1L, valid_BL=torch.ones_like(ids_1L, dtype=torch.bool), features_BND=None)
+        ours, theirs = model.logits(hidden), whole(input_ids=ids_1L).logits
+        agree = ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= _CLOSE * theirs.abs().max())
+    except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError):
+        agree = False
+    if not agree:
+        raise InputError(
+            f"{folder}: {type(whole).__name__} is not a base model followed by its head, or takes no embeddings: "
+            "this architecture is not supported"
+        )
+
+
+def _no_dropout(model: nn.Module) -> None:
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        for key, value in list(vars(part).items()):
+            if "dropout" in key and isinstance(value, float):
+                setattr(part, key, 0.0)

@@ -1,0 +1,171 @@
+"""A published language model, with or without eyes, as a Denoiser.
+
+Its parts are named for the groups that a training tells apart: `vision.tower`, `vision.adapter`, `language`, `head`.
+
+Shapes: B rows, L text tokens, T positions of the merged row, N positions that are scored, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from core.errors import InputError
+from core.models.checkpoint import NameOf, write_checkpoint
+from core.models.merging import ImageFeatures, merge
+from core.models.vision import Vision
+
+Encode = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+"""(language, embeddings (B, T, D), valid (B, T) or None if all are) -> final hidden states (B, T, D)."""
+
+
+class TiedHead(nn.Module):
+    """An lm_head that shares the token embedding, which alone owns the weights."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self._embedding = [embedding]  # in a list: not a part of this module
+
+    def forward(self, hidden_ND: Tensor) -> Tensor:
+        """(N, D) -> (N, V)."""
+        return nn.functional.linear(hidden_ND, self._embedding[0].weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What tells one published family from another.
+
+    encode: runs the language model. name_of: parameter here -> name in the checkpoint. placeholder: the id that stands
+    for an image in a prompt. shifted: logits at position i - 1 are those of token i (Dream). max_positions: longest
+    merged row. config, beside: as published, written back when the model is saved.
+    """
+
+    encode: Encode
+    name_of: NameOf
+    config: Mapping[str, Any]
+    beside: Mapping[str, bytes]
+    max_positions: int
+    placeholder: int | None = None
+    shifted: bool = False
+
+
+class PretrainedDenoiser(nn.Module):
+    """See core.models.denoiser. `pixels` and `features_BND` are what `vision` makes of images; None without."""
+
+    def __init__(
+        self,
+        *,
+        language: PreTrainedModel,
+        head: nn.Module,
+        vision: Vision | None,
+        layout: Layout,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        super().__init__()
+        self.language, self.head = language, head
+        self.vision = cast(nn.Module | None, vision)
+        self.layout, self.tokenizer = layout, tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids are expected."""
+        return self.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the token embedding."""
+        return self.get_input_embeddings().weight.dtype
+
+    def pixels(self, images: Sequence[np.ndarray]) -> Any:
+        """uint8 images of H x W x 3, preprocessed, on the model's device."""
+        return self._vision().pixels([_checked(image) for image in images]).to(self.device)
+
+    def image_features(self, pixels: Any) -> ImageFeatures:
+        """Row i shows image i; `ImageFeatures.grouped` makes rows of several images or none."""
+        return self._vision().features(pixels)
+
+    def _vision(self) -> Vision:
+        if self.vision is None:
+            raise InputError("this model reads no images: use samples without, or a model with a vision tower")
+        return cast(Vision, self.vision)
+
+    def hidden(self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: ImageFeatures | None) -> Tensor:
+        """Final hidden states of the text, (B, L, D), each where the logits of its own token are read from.
+
+        Raises:
+            InputError: a row has more or fewer placeholders than images, or is too long.
+        """
+        layout = self.layout
+        known_BL = ids_BL if layout.placeholder is None else ids_BL.masked_fill(ids_BL == layout.placeholder, 0)
+        merged = merge(
+            ids_BL,
+            self.get_input_embeddings()(known_BL),
+            valid_BL=valid_BL,
+            features=features_BND,
+            placeholder=layout.placeholder,
+        )
+        length = merged.embeddings_BTD.shape[1]
+        if length > layout.max_positions:
+            raise InputError(
+                f"{length} positions of text and image, but this model takes at most {layout.max_positions}"
+            )
+        hidden_BTD = layout.encode(self.language, merged.embeddings_BTD, merged.valid_BT)
+        if layout.shifted:
+            hidden_BTD = torch.cat([hidden_BTD[:, :1], hidden_BTD[:, :-1]], dim=1)
+        return merged.text_of(hidden_BTD)
+
+    def hidden_and_regions(
+        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: ImageFeatures | None
+    ) -> tuple[Tensor, None]:
+        """`hidden`; there is no region head."""
+        return self.hidden(ids_BL, valid_BL=valid_BL, features_BND=features_BND), None
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """(N, V) for the positions that were picked from `hidden`, and no others."""
+        scores_NV: Tensor = self.head(hidden_ND)
+        return scores_NV
+
+    def matrix_names(self) -> frozenset[str]:
+        """The weight matrices of all layers; embeddings, head and convolutions are none."""
+        outside = [self.get_input_embeddings().weight, *self.head.parameters()]
+        return frozenset(
+            name
+            for name, p in self.named_parameters()
+            if p.ndim == 2 and "embedding" not in name and not any(p is one for one in outside)
+        )
+
+    def vision_parameters(self) -> list[nn.Parameter]:
+        """Tower and adapter."""
+        return [] if self.vision is None else list(self.vision.parameters())
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding."""
+        return cast(nn.Embedding, self.language.get_input_embeddings())
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write the published layout: tensor names, config.json and the files that came with the checkpoint."""
+        tensors = {self.layout.name_of(name): p for name, p in self.named_parameters()}
+        config = dict(self.layout.config)
+        for key in ("torch_dtype", "dtype"):
+            if key in config:
+                config[key] = str(self.dtype).removeprefix("torch.")
+        write_checkpoint(Path(save_directory), dict(sorted(tensors.items())), config, self.layout.beside)
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise InputError(f"an image of shape {image.shape} and {image.dtype}: H x W x 3 of uint8 is needed, none empty")
+    return image
+
+
+def encode_bidirectionally(language: nn.Module, embeddings_BTD: Tensor, valid_BT: Tensor | None) -> Tensor:
+    """A causal transformers decoder whose layers were told to attend both ways; padding is seen by nobody."""
+    mask_B11T = None if valid_BT is None else valid_BT[:, None, None, :]
+    output = language(inputs_embeds=embeddings_BTD, attention_mask=mask_B11T, use_cache=False)
+    hidden_BTD: Tensor = output.last_hidden_state
+    return hidden_BTD

@@ -1,0 +1,116 @@
+"""Which tokens of a published tokenizer are the mask, the padding and the ends, and what stands for an image.
+
+Nothing is hard-coded: they are read from config.json and the tokenizer, and written into the tokenizer, which is saved
+with the model: whoever loads it later needs nothing else.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from core.errors import InputError
+
+if TYPE_CHECKING:  # importing transformers takes seconds, which the reference expert's rules have no use for
+    from transformers import PreTrainedTokenizerBase
+
+_MASK_NAME = re.compile(r"(^|[^0-9a-z])mask[^0-9a-z]*$", re.IGNORECASE)
+_PLACEHOLDER_KEY, _TURN_KEY = "image_placeholder_id", "end_of_turn_id"
+_ANSWER = "\ufffc"
+
+LLAVA_PLACEHOLDER = -200
+"""What LLaVA's code puts where an image goes: no token of any vocabulary, and no key of its config.json."""
+
+
+def set_special_tokens(
+    tokenizer: "PreTrainedTokenizerBase", config: Mapping[str, Any], *, vocabulary: int, placeholder: int | None
+) -> None:
+    """Give `tokenizer` its mask, end of text and padding.
+
+    Args:
+        tokenizer: changed in place.
+        config: config.json of the model: its mask_token_id decides; else the tokenizer's own mask token; else the only
+            added token that is called a mask, as `<|mdm_mask|>`.
+        vocabulary: rows of the token embedding.
+        placeholder: id that stands for an image in a prompt; None for a model without vision.
+
+    Raises:
+        InputError: if a token cannot be told, or the tokenizer has more tokens than the model.
+    """
+    if len(tokenizer) > vocabulary:
+        raise InputError(f"the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}: not its own tokenizer")
+    mask = config.get("mask_token_id")
+    if mask is None and tokenizer.mask_token_id is None:
+        mask = _called_mask(tokenizer)
+    if mask is not None:
+        tokenizer.mask_token = _token(tokenizer, mask, "mask_token_id")
+    if tokenizer.eos_token_id is None:
+        if isinstance(config.get("eos_token_id"), int):
+            tokenizer.eos_token = _token(tokenizer, config["eos_token_id"], "eos_token_id")
+        elif tokenizer.sep_token_id is not None:
+            tokenizer.eos_token = tokenizer.sep_token
+        else:
+            raise InputError('the tokenizer has no end-of-text token: set "eos_token" in tokenizer_config.json')
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if placeholder is not None:
+        tokenizer.init_kwargs[_PLACEHOLDER_KEY] = placeholder
+    turn = _end_of_turn(tokenizer)
+    if turn is not None:
+        tokenizer.init_kwargs[_TURN_KEY] = turn
+
+
+def _called_mask(tokenizer: "PreTrainedTokenizerBase") -> int:
+    named = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if _MASK_NAME.search(str(token))}
+    if len(named) != 1:
+        found = (
+            f"{len(named)} special tokens are called one: {', '.join(named.values())}"
+            if named
+            else "none is called one"
+        )
+        raise InputError(
+            f'the tokenizer does not say which token is the mask ({found}): set "mask_token" in tokenizer_config.json '
+            "or mask_token_id in config.json"
+        )
+    return next(iter(named))
+
+
+def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """The special token that the chat template writes right after an answer, as `<|eot_id|>`; None without one."""
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except (TemplateError, TypeError, ValueError) as error:
+        raise InputError(f"the tokenizer's chat template cannot be applied: {error}") from error
+    after = text.partition(_ANSWER)[2].lstrip()
+    special = {str(token): token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    written = [token for token in special if after.startswith(token)]
+    return special[max(written, key=len)] if written else None
+
+
+def _token(tokenizer: "PreTrainedTokenizerBase", token_id: int, key: str) -> str:
+    token = tokenizer.convert_ids_to_tokens(token_id) if 0 <= token_id < len(tokenizer) else None
+    if not isinstance(token, str):
+        raise InputError(f"config.json: {key} = {token_id}, but the tokenizer has no such token")
+    return token
+
+
+def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id that ends an answer, before the end-of-text fill: that of the chat template, else end of text itself."""
+    found = tokenizer.init_kwargs.get(_TURN_KEY)
+    return found if isinstance(found, int) else int(tokenizer.eos_token_id)
+
+
+def image_token(config: Mapping[str, Any]) -> int:
+    """The id that config.json gives images, else LLaVA's."""
+    said = [config[key] for key in ("image_token_id", "image_token_index") if isinstance(config.get(key), int)]
+    return said[0] if said else LLAVA_PLACEHOLDER
+
+
+def image_placeholder(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """The id that stands for an image in a prompt; None if the model reads no images, or has them elsewhere."""
+    found = tokenizer.init_kwargs.get(_PLACEHOLDER_KEY)
+    return found if isinstance(found, int) else None

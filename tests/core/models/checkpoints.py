@@ -1,0 +1,65 @@
+"""The committed checkpoints in published layouts, with a tokenizer: theirs were published elsewhere."""
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+DATA = Path(__file__).parents[2] / "data" / "checkpoints"
+SPECIAL = {490: "<|startoftext|>", 491: "<|endoftext|>", 492: "<|start_header_id|>", 493: "<|end_header_id|>",
+           494: "<|eot_id|>", 500: "<|mdm_mask|>"}  # fmt: skip
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+    "{{ m['content'] }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+
+
+def published(tmp_path: Path, name: str, **config: object) -> Path:
+    """A copy of a checkpoint that a test may change, with a tokenizer; `config` changes keys of its config.json."""
+    folder = tmp_path / name
+    shutil.copytree(DATA / name, folder, ignore=shutil.ignore_patterns("golden.npz", "cases.json", "*.png"))
+    byte_tokenizer().save_pretrained(folder)
+    if config:
+        write_config(folder, **config)
+    return folder
+
+
+def write_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def byte_tokenizer(size: int = 512) -> PreTrainedTokenizerFast:
+    """One token a byte, fillers up to `size`, and the special tokens at the ids of the checkpoints."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(f"<unused{index}>" for index in range(len(alphabet), size))]
+    for index, token in SPECIAL.items():
+        tokens[index] = token
+    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL.values()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=SPECIAL[490],
+        eos_token=SPECIAL[491],
+        pad_token=SPECIAL[491],
+        chat_template=CHAT,
+        model_max_length=1024,
+    )
+
+
+@cache
+def golden(name: str) -> dict[str, np.ndarray]:
+    return dict(np.load(DATA / name / "golden.npz"))
+
+
+@cache
+def cases(name: str) -> dict[str, Any]:
+    return json.loads((DATA / name / "cases.json").read_text())

@@ -1,0 +1,107 @@
+import json
+
+import pytest
+
+from core.alignment import DraftTokens, align
+from core.corruption.responses import encode_responses, prompt_ids
+from core.errors import InputError
+from core.models.denoiser import load_denoiser, save_denoiser
+from core.models.special_tokens import end_of_turn, image_placeholder
+from core.models.text import decode_response
+from core.models.tokenizer import load_tokenizer
+from core.rediff import TextCodec
+from tests.core.models.checkpoints import SPECIAL, byte_tokenizer, published
+
+
+def test_the_mask_is_what_config_json_says(tmp_path):
+    model = load_denoiser(published(tmp_path, "llada_tiny", mask_token_id=494))
+    assert (model.tokenizer.mask_token, model.tokenizer.mask_token_id) == ("<|eot_id|>", 494)
+
+
+def test_without_a_word_in_config_json_the_mask_is_the_special_token_of_that_name(tmp_path):
+    model = load_denoiser(published(tmp_path, "llada_v_tiny", mask_token_id=None))
+    assert model.tokenizer.mask_token == "<|mdm_mask|>"
+
+
+@pytest.mark.parametrize("name", ["llada_tiny", "llada_v_tiny"])
+def test_what_was_found_is_saved_with_the_tokenizer(tmp_path, name):
+    model = load_denoiser(published(tmp_path, name))
+    save_denoiser(model, tmp_path / "saved")
+    tokenizer = load_tokenizer(tmp_path / "saved")
+    assert [tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id] == [500, 491, 491]
+    assert image_placeholder(tokenizer) == (-200 if name == "llada_v_tiny" else None)
+
+
+def test_the_placeholder_is_what_config_json_says_or_llavas(tmp_path):
+    model = load_denoiser(published(tmp_path, "llada_v_tiny", image_token_index=499))
+    assert image_placeholder(model.tokenizer) == model.layout.placeholder == 499
+
+
+def test_an_image_stands_on_a_line_before_the_prompt_inside_the_chat_template(tmp_path):
+    tokenizer = load_denoiser(published(tmp_path, "llada_v_tiny")).tokenizer
+    ids = prompt_ids(tokenizer, "Hi", with_image=True)
+    before, after = ids[: ids.index(-200)], ids[ids.index(-200) + 1 :]
+    assert tokenizer.decode(before) == f"{SPECIAL[490]}{SPECIAL[492]}user{SPECIAL[493]}\n\n"
+    assert tokenizer.decode(after) == f"\nHi{SPECIAL[494]}{SPECIAL[492]}assistant{SPECIAL[493]}\n\n"
+    assert -200 not in prompt_ids(tokenizer, "Hi")
+    assert prompt_ids(tokenizer, "\ufffc", with_image=True).count(-200) == 1
+
+
+def test_an_answer_ends_as_the_chat_template_ends_it_and_then_the_text_does(tmp_path):
+    tokenizer = load_denoiser(published(tmp_path, "llada_v_tiny")).tokenizer
+    assert end_of_turn(tokenizer) == 494
+    ids = encode_responses(tokenizer, ["Hi"], 6).ids_NL[0].tolist()
+    assert ids == [*tokenizer("Hi")["input_ids"], 494, 491, 491, 491]
+    assert encode_responses(tokenizer, ["Hello", "Hello!"], 6).reason_N == [None, "too_long"]
+    answer = decode_response(tokenizer, [*ids[:3], 70, 70, 70])
+    assert (answer.text, answer.char_start) == ("Hi", [0, 1, -1, -1, -1, -1])
+
+
+def test_an_aligned_answer_ends_its_turn_once(tmp_path):
+    tokenizer = load_denoiser(published(tmp_path, "llada_v_tiny")).tokenizer
+    ids = [*tokenizer("a red ring")["input_ids"], 494, 70, 491, 70, 491, 491]
+    text = decode_response(tokenizer, ids)
+    draft = DraftTokens(text=text.text, prompt="", token_ids=ids, char_start=text.char_start, char_end=text.char_end)
+    found = align(draft, [("red", "blue")], codec=TextCodec.of(tokenizer))
+    assert found.target_ids == [*tokenizer("a blue ring")["input_ids"], 494, 491, 491, 491, 491]
+
+
+def test_without_a_chat_template_an_answer_ends_with_the_text(tmp_path):
+    folder = published(tmp_path, "llada_tiny")
+    (folder / "chat_template.jinja").unlink()
+    tokenizer = load_denoiser(folder).tokenizer
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id == 491
+
+
+def test_a_chat_template_that_cannot_be_applied_is_refused(tmp_path):
+    folder = published(tmp_path, "llada_tiny")
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no system') }}")
+    with pytest.raises(InputError, match="chat template cannot be applied: no system"):
+        load_denoiser(folder)
+
+
+def test_dreams_tokenizer_is_read_without_its_code(tmp_path):
+    """Dream publishes vocab.json, merges.txt and a class of its own that transformers does not have."""
+    folder = published(tmp_path, "dream_tiny")
+    vocabulary = {token: index for token, index in byte_tokenizer().get_vocab().items() if index < 256}
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    added = {
+        str(index): {"content": token, "special": True, "lstrip": False, "rstrip": False, "normalized": False,
+                     "single_word": False}
+        for index, token in enumerate(["<|endoftext|>", "<|mask|>"], start=256)
+    }  # fmt: skip
+    config = {
+        "tokenizer_class": "DreamTokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+        "added_tokens_decoder": added,
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "mask_token": "<|mask|>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.eos_token_id, tokenizer.mask_token_id) == (256, 257)
+    assert tokenizer("Hi <|mask|>")["input_ids"][-1] == 257
+    assert tokenizer.decode(tokenizer("a ring, été")["input_ids"]) == "a ring, été"
