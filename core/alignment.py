@@ -13,7 +13,7 @@ Invariant: decoding `target_ids` gives the draft with exactly the accepted repla
 runs keeps its id, except that everything after the text is end-of-text.
 
 Reasons of rejected segments, in the order in which they are checked:
-    parse_error      not two strings, or nothing to look for
+    parse_error      not two strings that Unicode can write, or nothing to look for
     no_op            target equals org
     special_token    the target holds a special token, or a word the tokenizer cannot spell (its unknown token)
     in_prompt        not in the response but in the prompt
@@ -115,7 +115,7 @@ def align(
     spans = _token_spans(draft)
     old, length = list(draft.token_ids[: len(spans)]), len(draft.token_ids)
     room = length - len(old) - 1  # one end-of-text token must stay
-    results = [AlignedSegment(org=str(org), target=str(target)) for org, target in segments]
+    results = [AlignedSegment(org=_written(org), target=_written(target)) for org, target in segments]
     edits = _locate(draft, segments, codec, results)
     while True:
         runs = runs_of(draft.text, spans, edits, codec)
@@ -184,9 +184,16 @@ def _locate(
     return _with_deleted_spaces(draft.text, sorted(edits, key=lambda edit: edit.start))
 
 
+def _written(value: object) -> str:
+    """What a segment says, as text that can be stored: JSON can spell halves of surrogate pairs."""
+    return str(value).encode(errors="backslashreplace").decode()
+
+
 def _fault(org: object, target: object, draft: DraftTokens, codec: TextCodec) -> str | None:
     """Why (org, target) cannot be located, or None."""
     if not isinstance(org, str) or not isinstance(target, str) or not org.strip():
+        return "parse_error"
+    if (org, target) != (_written(org), _written(target)):
         return "parse_error"
     if org.strip() == target.strip():
         return "no_op"

@@ -74,7 +74,8 @@ def merge(
 
     Where all of the second's would cost an accepted one of the first its place, they are tried one by one.
     """
-    stay = [segment for segment in first if segment.reason not in PROBLEMS]
+    unread = [segment for segment in first if segment.reason == "parse_error"]  # as text it would say something else
+    stay = [segment for segment in first if segment.reason not in (*PROBLEMS, "parse_error")]
     standing = [index for index, segment in enumerate(stay) if segment.reason is None]
 
     def aligned(more: Sequence[tuple[object, object]]) -> Alignment:
@@ -87,7 +88,7 @@ def merge(
     together = aligned(second)
     outcome = list(together.segments[len(stay) :])
     if gains(together, 1):
-        return Merged(alignment=together, second=tuple(outcome))
+        return Merged(alignment=replace(together, segments=[*together.segments, *unread]), second=tuple(outcome))
     best, chosen = None, list[int]()
     for index in range(len(second)):
         found = aligned([second[i] for i in [*chosen, index]])
@@ -100,7 +101,7 @@ def merge(
         return Merged(alignment=None, second=tuple(outcome))
     for place, index in enumerate(chosen, start=len(stay)):
         outcome[index] = best.segments[place]
-    whole = replace(best, segments=[*best.segments[: len(stay)], *outcome])
+    whole = replace(best, segments=[*best.segments[: len(stay)], *outcome, *unread])
     return Merged(alignment=whole, second=tuple(outcome))
 
 

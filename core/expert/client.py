@@ -230,11 +230,13 @@ class _Run:
             self._unsent.pop(request.key, None)
             on_turn()
 
+        completion = None
         try:
             completion = await self._transport.complete(
                 outline, image, tokens=most.tokens, stopped=self._is_stopped, on_turn=begin
             )
         except Withdrawn:
+            self._unsent.pop(request.key, None)  # settled here, not at the end once more
             await self._limits.settle(most, Use())
             return
         except RequestFault as error:
@@ -245,9 +247,10 @@ class _Run:
             self._broken = error
         else:
             held.callback(self._transport.leave)
-            reply = judged(self._settings, request, completion)
             self._reached, self._faults_in_a_row = True, 0
         with held:
+            if completion is not None:
+                reply = judged(self._settings, request, completion)
             await self._record(reply, most)
         self._settle(reply, cached=False)
 

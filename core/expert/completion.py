@@ -1,8 +1,9 @@
 """The body of a chat completion, and the faults of requests that got none."""
 
 from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from core.errors import RowError
 from core.expert.redaction import Redaction
@@ -21,8 +22,26 @@ class EndpointFault(RequestFault):
     """One that nothing is wrong with: the endpoint is ill."""
 
 
+_MOST_TOKENS = 2**31 - 1
+"""What a database's integer holds."""
+
+
+def _text(content: Any) -> Any:
+    """The text of a content that comes in parts, as some endpoints have it; anything else as it is."""
+    if not isinstance(content, list):
+        return content
+    parts = [part.get("text") for part in content if isinstance(part, dict)]
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def _count(tokens: Any) -> int | None:
+    """A number of tokens; what cannot be one is unknown: a reply that was paid for is not lost for it."""
+    is_count = isinstance(tokens, int | float) and not isinstance(tokens, bool) and 0 <= tokens <= _MOST_TOKENS
+    return int(tokens) if is_count else None
+
+
 class _Message(BaseModel):
-    content: str | None = None
+    content: Annotated[str | None, BeforeValidator(_text)] = None
     refusal: str | None = None
 
 
@@ -32,15 +51,15 @@ class _Choice(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Annotated[int | None, BeforeValidator(_count)] = None
+    completion_tokens: Annotated[int | None, BeforeValidator(_count)] = None
 
 
 class _Body(BaseModel):
     """As much of a chat completion as is needed; endpoints differ in the rest."""
 
     choices: list[_Choice]
-    usage: _Usage | None = None
+    usage: Annotated[_Usage | None, BeforeValidator(lambda usage: usage if isinstance(usage, dict) else None)] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ for the endpoint and model, for as long as the process runs.
 
 import re
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -65,6 +66,25 @@ class Dialect:
         return None
 
 
+def said_by(error: Exception) -> str:
+    """What the endpoint said of a refusal. The SDK's own text has it in OpenAI's form alone, `error.message`."""
+    text = str(error)
+    words = " ".join(_words(error.body)) if isinstance(error, openai.APIStatusError) else ""
+    return text if not words or words in text else f"{text} - {words}"
+
+
+def _words(body: object) -> Iterator[str]:
+    """The texts of an error's body: {"error": "..."}, {"detail": [{"loc": [...], "msg": "..."}]}, or a page."""
+    if isinstance(body, str):
+        yield body
+    elif isinstance(body, list):
+        for part in body[:10]:
+            yield from _words(part)
+    elif isinstance(body, dict):
+        for name in ("message", "msg", "error", "detail", "loc"):
+            yield from _words(body.get(name))
+
+
 class Dialects:
     """What is known of one endpoint and model; safe to use from many threads.
 
@@ -82,7 +102,7 @@ class Dialects:
             return False
         with self._lock:
             if self.current == spoken:
-                other = spoken.after(error.param, str(error))
+                other = spoken.after(error.param, said_by(error))
                 self.current = other or spoken
             return self.current != spoken
 

@@ -216,7 +216,7 @@ class SharedLimiter:
         spare, missing = self._divide(view, rests)
         if spare:
             self._budget.give_back(spare)
-        if free := [slot for slot in range(self._concurrency) if slot not in view.holders][:missing]:
+        if free := [slot for slot in reversed(range(self._concurrency)) if slot not in view.holders][:missing]:
             taken = self._budget.take(free)
             with self._changed:
                 self._slots |= taken
@@ -237,7 +237,7 @@ class SharedLimiter:
             need = min(self._used + len(self._queue), self._most)
             keep = max(self._used, need, 0 if rests else min(self._peak, self._most))
             self._peak = self._used
-            spare = set(sorted(ours)[keep:])
+            spare = set(sorted(ours, reverse=True)[keep:])
             self._slots = ours - spare
             return spare, max(0, need - len(ours))
 

@@ -3,11 +3,14 @@
 import base64
 import html
 import json
+import re
 import urllib.parse
 from collections.abc import Iterator
 
 _SECRET_CHARS = 8
 """A key of fewer characters, or of letters alone, may be a word of a reply: local servers take "none" or "EMPTY"."""
+
+_HALF = re.compile(r"[\ud800-\udfff]")
 
 
 class Redaction:
@@ -25,11 +28,11 @@ class Redaction:
     def reply(self, text: str) -> str:
         """A reply, without the key; a key that may be a word stays, for there it is one.
 
-        Without NUL as well, which PostgreSQL's text cannot hold.
+        Without NUL as well, which PostgreSQL's text cannot hold, and halves of surrogate pairs, which no text can.
         """
         for spelling in self._spellings:
             text = text.replace(spelling, "***")
-        return text.replace("\0", "\ufffd")
+        return _HALF.sub("\ufffd", text).replace("\0", "\ufffd")
 
 
 def _spellings(key: str) -> Iterator[str]:

@@ -46,12 +46,16 @@ def _repaired(text: str) -> Any:
     """One object as JSON, as a literal of Python's (read, not run), or as json-repair makes it out."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        pass
+    try:
         return json_repair.loads(text)
+    except (ValueError, RecursionError):  # brackets in brackets, hundreds deep: a model that repeats itself
+        return None
 
 
 def _flat(text: str, tokens: re.Pattern[str]) -> Iterator[tuple[int, int]]:

@@ -22,7 +22,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from core.addresses import endpoint_address, is_loopback
 from core.errors import ConfigError, ExpertUnavailable
 from core.expert.completion import Completion, EndpointFault, RequestFault, read_completion
-from core.expert.dialect import Dialect, process_dialects
+from core.expert.dialect import Dialect, process_dialects, said_by
 from core.expert.limiter import Limiter
 from core.expert.redaction import Redaction
 from core.expert.request import encode
@@ -195,7 +195,7 @@ class Transport:
 
     def explain(self, error: Exception, attempts: int) -> Exception:
         """The error as ours, with what to do about it."""
-        said = self.redact(str(error))
+        said = self.redact(said_by(error))
         if isinstance(error, openai.APIStatusError):
             status = error.status_code
             if status in (401, 403, 404) or error.code == "insufficient_quota":

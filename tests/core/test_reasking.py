@@ -204,3 +204,13 @@ def test_a_second_request_says_why_and_how_long(start_expert, tmp_path):
         ("red ring", "length_mismatch", 2, 3)
     ]
     assert [one.org for one in task.accepted] == ["blue"]
+
+
+def test_what_was_no_text_does_not_become_one_by_a_second_reply():
+    codec = TextCodec.of(build_word_tokenizer((*WORDS, "None")))
+    draft = tokens("a red ring")
+    before = align(draft, [("red", None), ("zebra", "small")], codec=codec, settings=WINDOW).segments
+    assert [segment.reason for segment in before] == ["parse_error", "not_found"]
+    merged = merge(draft, before, [("ring", "square")], codec=codec, settings=WINDOW)
+    assert merged.alignment.text == "a red square"
+    assert [segment.reason for segment in merged.alignment.segments] == [None, "parse_error"]

@@ -185,3 +185,16 @@ async def came(true) -> None:
     async with asyncio.timeout(10):
         while not true():
             await asyncio.sleep(0.01)
+
+
+def test_who_may_have_fewer_in_flight_is_not_locked_out_by_who_may_have_more(shared):
+    async def scenario() -> None:
+        flight, end = Flight(), asyncio.Event()
+        large, small = (limiter_of(shared, "sizes", concurrency=most) for most in (8, 2))
+        busy = asyncio.create_task(flight.until(large, "large", 16, end))
+        await asyncio.sleep(0.3)
+        await asyncio.wait_for(flight.request(small, "small", 0.01), 3)
+        end.set()
+        await busy
+
+    asyncio.run(scenario())

@@ -181,3 +181,11 @@ def test_the_estimate_is_more_than_what_is_used(start_expert, ledger):
     assert reply.cost_usd < most.cost_usd
     assert image_tokens(IMAGE) == 86
     assert image_tokens(b"no image") == 85
+
+
+def test_what_waited_for_a_place_when_the_run_was_stopped_is_not_taken_off_the_account_twice(start_expert, ledger):
+    expert = start_expert(latency_s=0.3)
+    config = settings(expert.url, concurrency=4, deadline_s=0.8, max_requests=1000)
+    with pytest.raises(BudgetExceeded, match="deadline"):
+        ask(config, ledger, 60, sha=None)
+    assert spent(ledger, config).requests == expert.stats["requests"] > 0

@@ -213,3 +213,9 @@ def test_pythons_own_quotes_are_read(pairs):
 )
 def test_empty_brackets_are_an_answer_at_the_end_alone(raw, verdict):
     assert parse_reply(raw).verdict == verdict
+
+
+@pytest.mark.parametrize("depth", [500, 2000, 20_000])
+def test_brackets_without_end_are_a_failure_and_do_not_raise(depth):
+    for value in ("[" * depth, "(" * depth):
+        assert parse_reply('so: {"a": ' + value + "}").verdict == "failed"
