@@ -7,6 +7,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from core.errors import FatalError, Interrupted, PartialFailure
+from core.expert.interruption import interrupt
 from core.manifest import Ref
 
 
@@ -19,7 +20,11 @@ def gather(futures: Sequence[PrefectFuture[Ref]], what: str) -> list[Ref]:
         FatalError: all of several failed.
         Exception: the cause itself, where there is one future.
     """
-    wait(list(futures))
+    try:
+        wait(list(futures))
+    except BaseException:  # a signal: the threads of the tasks do not hear of it
+        interrupt()
+        raise
     failed = [future for future in futures if not future.state.is_completed()]
     if failed and len(futures) == 1:
         return [failed[0].result()]  # raises it

@@ -1,18 +1,22 @@
 """What surrounds a verb: REDRAFT_HOME, servers, the reference expert, and the workplace that tasks get."""
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 
 import httpx
 
 from core.config import PlaceSettings, RunConfig
 from core.errors import ConfigError, ServerError
+from core.expert.interruption import interrupt, resume
 from flows.environment import applied, environment
 from flows.processes import free_port, last_lines, start, stop
 from flows.servers import servers
@@ -53,6 +57,7 @@ def session(config: RunConfig, *, expert: bool = True) -> Iterator[Workplace]:
     here.mkdir(parents=True, exist_ok=True)
     urls = {"prefect_url": place.prefect_url or None, "mlflow_url": place.mlflow_url or None}
     with (
+        _orderly_interruption(),
         applied(environment(here)),
         ThreadPoolExecutor(1) as loader,
         reference_expert(here, needed=expert and not config.expert.base_url) as expert_url,
@@ -62,6 +67,26 @@ def session(config: RunConfig, *, expert: bool = True) -> Iterator[Workplace]:
             loaded.result()
             await_expert(here, expert_url)
             yield workplace(place, mlflow_uri=running.mlflow_uri, expert_url=expert_url)
+
+
+@contextmanager
+def _orderly_interruption() -> Iterator[None]:
+    """Ctrl-C ends what the expert is asked in order, in all threads: none of them hears of a signal by itself."""
+    resume()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop_asking(_signal: int, _frame: FrameType | None) -> None:
+        interrupt()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop_asking)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        resume()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from core.config import RunConfig
 from core.errors import ConfigError, InputError
+from core.expert.request import load_prompt
 from core.ingest.formats import format_of
 from core.ingest.settings import FormatName
 from core.manifest import Manifest, Ref, read_manifest
@@ -63,10 +64,13 @@ def drafts_named(
 
     Raises:
         InputError: there is no such file or dataset, or a file among several sources.
-        ConfigError: a file, and no tokenizer.
+        ConfigError: nothing is named, a file comes without a tokenizer, or there are no such instructions.
     """
     if not sources:
-        raise InputError("name the drafts: a dataset of the store, or a file")
+        raise ConfigError("name the drafts: a dataset of the store, or a file")
+    load_prompt(config.expert.prompt)  # not after servers and ingestion
+    if tokenizer is not None and not tokenizer.is_dir():
+        raise ConfigError(f"--tokenizer {tokenizer} is no folder")
     files = [Path(source) for source in sources if Path(source).is_file()]
     if not files:
         return config, tuple(_dataset(workplace(config.place).store, source) for source in sources)
@@ -192,6 +196,8 @@ def _of_the_expert(facts: dict[str, float]) -> list[str]:
             f"filter), aligned {facts['segments_usable_first']:,}, with {facts['reasked_drafts']:,} drafts asked "
             f"again {facts['segments_usable']:,}"
         )
+    if facts.get("reasks_failed"):
+        lines.append(f"{facts['reasks_failed']:,} second questions failed: their drafts keep what the first reply gave")
     return lines
 
 

@@ -154,4 +154,5 @@ def _yields(revised: Revised) -> dict[str, int]:
         "segments_usable_first": revised.usable_first,
         "segments_usable": revised.usable,
         "reasked_drafts": revised.reasks.height,
+        "reasks_failed": revised.reasks["error"].drop_nulls().len(),
     }

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import SecretStr
 
+from core.expert.interruption import interruptible
 from core.expert.limiter import Limiter
 from core.expert.settings import ExpertSettings
 from core.expert.transport import Transport
@@ -71,17 +72,18 @@ def run_blocking(work: Work[R, T], show: Callable[[R], None] | None) -> T:
     """
     waiting: deque[R] = deque()
     reports: Reports[R] = Reports(show, waiting.append)
-    task = process_background().start(work(reports))
-    try:
-        is_done = False
-        while not is_done:  # a wait without an end would hold back what is raised in this thread
-            is_done = bool(wait([task.done], timeout=_SHOW_S).done)
-            while waiting:
-                reports.show(waiting.popleft())
-    except BaseException:
-        task.cancel()
-        wait([task.done])
-        raise
+    with interruptible(reports):
+        task = process_background().start(work(reports))
+        try:
+            is_done = False
+            while not is_done:  # a wait without an end would hold back what is raised in this thread
+                is_done = bool(wait([task.done], timeout=_SHOW_S).done)
+                while waiting:
+                    reports.show(waiting.popleft())
+        except BaseException:
+            task.cancel()
+            wait([task.done])
+            raise
     if reports.error is not None:
         raise reports.error
     return task.done.result()
@@ -91,14 +93,15 @@ async def run_awaited(work: Work[R, T], show: Callable[[R], None] | None) -> T:
     """`run_blocking` for callers with an event loop: `show` is called in it."""
     loop = asyncio.get_running_loop()
     reports: Reports[R] = Reports(show, lambda report: loop.call_soon_threadsafe(reports.show, report))
-    task = process_background().start(work(reports))
-    waiter = asyncio.wrap_future(task.done)
-    try:
-        await asyncio.wait([waiter])
-    except asyncio.CancelledError:
-        task.cancel()
-        await asyncio.wait([waiter])
-        raise
+    with interruptible(reports):
+        task = process_background().start(work(reports))
+        waiter = asyncio.wrap_future(task.done)
+        try:
+            await asyncio.wait([waiter])
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait([waiter])
+            raise
     if reports.error is not None:
         raise reports.error
     return waiter.result()

@@ -9,6 +9,7 @@ done by one thread a limiter, which alone talks to the database, and which ends 
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections import deque
@@ -314,3 +315,6 @@ def _limiter(
         tokens_per_minute=tokens,
         most_s=most_s,
     )
+
+
+os.register_at_fork(after_in_child=_limiter.cache_clear)  # type: ignore[attr-defined]  # its threads stay behind

@@ -152,6 +152,8 @@ class Transport:
                 if not await self._limiter.enter(tokens, stopped):
                     raise last or Withdrawn
                 try:  # the place is free again while this request waits to be tried again
+                    if stopped():  # while it waited
+                        raise last or Withdrawn
                     tries.on_turn()
                     if self.dialects.current != dialect:
                         raise _Outdated

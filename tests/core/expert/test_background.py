@@ -12,9 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from core.claims import open_database
+from core.errors import Interrupted
 from core.expert.account import Account
 from core.expert.background import process_background
 from core.expert.client import ExpertClient
+from core.expert.interruption import interrupt, resume
 from core.expert.ledger import Ledger
 from tests.core.expert.asking import IMAGES, requests, settings
 
@@ -270,3 +272,34 @@ def test_a_forked_process_asks_on_its_own_and_a_process_ends_by_itself(start_gat
     assert (done.returncode, done.stdout) == (0, "well\n"), done.stderr
     assert "nclosed" not in done.stderr
     assert len(gate.seen) == 9
+
+
+def test_an_interruption_ends_the_asks_of_all_threads_and_lets_none_begin(start_gate, ledger):
+    hold, both = threading.Event(), threading.Event()
+
+    def answer(number: int, _text: str) -> int:
+        if number == 4:
+            both.set()
+        hold.wait(30)
+        return 200
+
+    gate = start_gate(answer)
+    config = settings(gate.url, concurrency=4, timeout_s=30)
+    batch = requests(config, 40, sha=None)
+    with ThreadPoolExecutor(2) as threads:
+        asks = [threads.submit(ask, config, ledger, batch[part::2]) for part in (0, 1)]
+        assert both.wait(10)
+        try:
+            interrupt()
+            hold.set()
+            for one in asks:
+                with pytest.raises(Interrupted, match="kept and not paid again"):
+                    one.result(20)
+            with pytest.raises(Interrupted):
+                ask(config, ledger, batch)
+        finally:
+            resume()
+    kept = ledger.find([request.key for request in batch])
+    assert len(kept) == len(gate.seen) == 4
+    assert all(reply.status == "answered" for reply in ask(config, ledger, batch))
+    assert len(gate.seen) == 40
