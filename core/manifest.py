@@ -139,6 +139,21 @@ def read_table(store: Store, refs: Ref | Sequence[Ref], schema: type[Contract]) 
     return pl.concat([schema.create_empty(), *read_parts(store, refs, schema)])
 
 
+def read_slice(store: Store, ref: Ref, schema: type[Contract], *, start: int, count: int, **where: str) -> pl.DataFrame:
+    """Rows [start, start + count) of those whose columns have the values `where`.
+
+    No more of the table than one part is in memory beside them.
+    """
+    skip, missing, found = start, count, list[pl.DataFrame]([schema.create_empty()])
+    for part in read_parts(store, ref, schema):
+        rows = part.filter(**where)
+        found.append(rows.slice(skip, missing))
+        skip, missing = max(0, skip - rows.height), missing - found[-1].height
+        if missing == 0:
+            break
+    return pl.concat(found)
+
+
 def has_table(store: Store, ref: Ref, schema: type[Contract]) -> bool:
     """Does the dataset hold rows of this table?"""
     return any(part.table == schema.table and part.rows for part in read_manifest(store, ref.uri).parts)

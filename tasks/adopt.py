@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State
 
 from core.adopting import adopt as adopt_drafts
 from core.fingerprint import checkpoint_digest
-from core.manifest import Ref, read_parts
+from core.manifest import Ref, read_parts, read_slice
 from core.models.tokenizer import load_tokenizer
 from core.settings import Settings
 from core.stage import Output
@@ -52,7 +52,7 @@ def adopt(place: Workplace, config: AdoptConfig, tokenizer: Ref, corrections: Re
     """Corrections -> Drafts, in the tokens of the model that wrote them."""
 
     def compute(output: Output) -> None:
-        rows = _slice(place.store, corrections, config)
+        rows = read_slice(place.store, corrections, Corrections, start=config.offset, count=config.length)
         adopted = adopt_drafts(
             rows,
             _references(place.store, corrections, rows),
@@ -66,17 +66,6 @@ def adopt(place: Workplace, config: AdoptConfig, tokenizer: Ref, corrections: Re
 
     inputs = {"tokenizer": [tokenizer], "corrections": [corrections]}
     return run(place, stage_of("adopt", config, inputs), compute, parent=parent)
-
-
-def _slice(store: Store, corrections: Ref, config: AdoptConfig) -> pl.DataFrame:
-    """Rows [offset, offset + length); no more of the table than one part is in memory beside them."""
-    skip, missing, found = config.offset, config.length, [Corrections.create_empty()]
-    for part in read_parts(store, corrections, Corrections):
-        found.append(part.slice(skip, missing))
-        skip, missing = max(0, skip - part.height), missing - found[-1].height
-        if missing == 0:
-            break
-    return pl.concat(found)
 
 
 def _references(store: Store, corrections: Ref, rows: pl.DataFrame) -> dict[str, str]:

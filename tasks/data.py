@@ -3,7 +3,6 @@
 from contextlib import closing
 from pathlib import Path
 
-import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -17,10 +16,10 @@ from core.ingest.samples import Ingestor
 from core.ingest.settings import IngestSettings
 from core.ingest.sources import image_source
 from core.ingest.writing import write_ingested
-from core.manifest import Ref, read_parts
+from core.manifest import Ref, read_parts, read_slice
 from core.settings import Settings
 from core.stage import Output
-from core.store import Store, put_image
+from core.store import put_image
 from core.worlds.scenes import synthesize
 from data_contracts import HallucinationPairs, Samples
 from tasks.running import run, stage_of
@@ -104,7 +103,7 @@ def take(place: Workplace, samples: Ref, settings: SampleSlice, *, parent: str) 
     """Some samples of a split, by their place in the file, and the pairs that came with them -> samples."""
 
     def compute(output: Output) -> None:
-        frame = _slice(place.store, samples, settings)
+        frame = read_slice(place.store, samples, Samples, **settings.model_dump())
         output.write(Samples, frame)
         for number, pairs in enumerate(read_parts(place.store, samples, HallucinationPairs)):
             theirs = pairs.join(frame.select("sample_id"), on="sample_id", how="semi", maintain_order="left")
@@ -113,15 +112,3 @@ def take(place: Workplace, samples: Ref, settings: SampleSlice, *, parent: str) 
 
     stage = stage_of("take", settings, {"samples": [samples]})
     return run(place, stage, compute, parent=parent)
-
-
-def _slice(store: Store, samples: Ref, settings: SampleSlice) -> pl.DataFrame:
-    """Rows [start, start + count) of a split; no more of the table than one part is in memory beside them."""
-    skip, missing, found = settings.start, settings.count, [Samples.create_empty()]
-    for part in read_parts(store, samples, Samples):
-        rows = part.filter(split=settings.split)
-        found.append(rows.slice(skip, missing))
-        skip, missing = max(0, skip - rows.height), missing - found[-1].height
-        if missing == 0:
-            break
-    return pl.concat(found)

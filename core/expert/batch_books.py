@@ -3,17 +3,15 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from typing import TypeVar
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from core.addresses import endpoint_address
 from core.expert.account import Account
 from core.expert.batch_store import Batch, BatchStore, Line
 from core.expert.dialect import Dialect
 from core.expert.estimate import Use
+from core.expert.heart import keep_claims
 from core.expert.ledger import Ledger, LedgerSession, Reply
 from core.expert.outcome import use_of
 from core.expert.settings import ExpertSettings
@@ -88,10 +86,7 @@ class BatchBooks:
 
     async def keep_claims(self) -> None:
         """Prolong our claims, for as long as this is not cancelled."""
-        while True:
-            await asyncio.sleep(self._session.beat_s)
-            with suppress(SQLAlchemyError):  # a busy or absent database: the next beat may reach it
-                await self._in_thread(self._session.beat)
+        await keep_claims(self._session, self._thread)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)

@@ -7,13 +7,11 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
 
 from pydantic import SecretStr
-from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import ExpertUnavailable, RowError
 from core.expert.account import Account
@@ -22,12 +20,13 @@ from core.expert.batch import ask_in_batches
 from core.expert.batch_books import BatchBooks
 from core.expert.completion import RequestFault
 from core.expert.estimate import Use
+from core.expert.heart import keep_claims
 from core.expert.ledger import Ledger, LedgerSession, Reply
 from core.expert.limiter import Limiter, shared_limiter
 from core.expert.limits import Limits
 from core.expert.outcome import failure, judged, use_of
 from core.expert.preparing import prepared
-from core.expert.progress import LoadBytes, Progress
+from core.expert.progress import LoadBytes, Progress, Tally
 from core.expert.request import ExpertRequest
 from core.expert.settings import ExpertSettings
 from core.expert.transport import Transport, Withdrawn
@@ -147,8 +146,6 @@ class _Run:
         self._thread = thread
         self._load_image = load_image
         self._reports = reports
-        self._progress = Progress(total=0)
-        self._outcomes: dict[str, Reply] = {}
         self._waiting: deque[ExpertRequest] = deque()
         self._claimed: deque[ExpertRequest] = deque()
         self._claiming, self._writing = asyncio.Lock(), asyncio.Lock()
@@ -162,10 +159,10 @@ class _Run:
     async def all(self, requests: Sequence[ExpertRequest], ledger: Ledger) -> list[Reply]:
         unique = {request.key: request for request in requests}
         known = await self._in_thread(partial(ledger.find, list(unique)))
-        self._outcomes |= {key: reply for key, reply in known.items() if reply.status == "answered"}
-        self._report(total=len(unique), done=len(self._outcomes), cached=len(self._outcomes))
-        self._waiting.extend(request for key, request in unique.items() if key not in self._outcomes)
-        heart = asyncio.create_task(self._keep_claims())
+        self._tally = Tally(list(unique), self._reports.put)
+        self._tally.begin({key: reply for key, reply in known.items() if reply.status == "answered"})
+        self._waiting.extend(request for key, request in unique.items() if key not in self._tally.outcomes)
+        heart = asyncio.create_task(keep_claims(self._session, self._thread))
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(_WORKERS * self._settings.concurrency, len(self._waiting))):
@@ -175,7 +172,7 @@ class _Run:
             await asyncio.shield(self._close())
         if self._broken is not None:
             raise self._broken
-        return [self._outcomes[request.key] for request in requests]
+        return [self._tally.outcomes[request.key] for request in requests]
 
     async def _work(self) -> None:
         """Send requests until none is left or the run is given up; one in flight is always brought to its end."""
@@ -198,7 +195,7 @@ class _Run:
                 for request in batch:
                     claim = claims[request.key]
                     if isinstance(claim, Reply):
-                        self._settle(claim, cached=True)
+                        self._tally.settle(claim, cached=True)
                     else:
                         (self._claimed if claim else self._waiting).append(request)
                 refused = 0 if any(claims.values()) else refused + len(batch)
@@ -219,7 +216,7 @@ class _Run:
             outline, image, most = await prepared(request, self._load_image, self._settings)
         except RowError as error:  # no request was made: nothing to record
             await self._in_thread(partial(self._session.release, request.key))
-            self._settle(failure(self._settings, request, str(error)), cached=False)
+            self._tally.settle(failure(self._settings, request, str(error)), cached=False)
             return
         if not await self._limits.admit(most, stopped=self._is_stopped):
             return  # unsent: the session gives its claim back
@@ -252,7 +249,7 @@ class _Run:
             if completion is not None:
                 reply = judged(self._settings, request, completion)
             await self._record(reply, most)
-        self._settle(reply, cached=False)
+        self._tally.settle(reply, cached=False)
 
     async def _record(self, reply: Reply, most: Use) -> None:
         """Return when the reply is in the ledger. What arrives while one transaction runs shares the next."""
@@ -288,28 +285,6 @@ class _Run:
                 f"the expert at {self._transport.address} failed {self._faults_in_a_row} requests in a row, "
                 f"the last with {error}. What it answered so far is kept: run again when it is well"
             )
-
-    def _settle(self, reply: Reply, *, cached: bool) -> None:
-        self._outcomes[reply.key] = reply
-        cost = self._progress.cost_usd
-        if not cached and reply.cost_usd is not None:
-            cost = (cost or 0.0) + reply.cost_usd
-        self._report(
-            done=self._progress.done + 1,
-            cached=self._progress.cached + cached,
-            failed=self._progress.failed + (reply.status == "failed"),
-            cost_usd=cost,
-        )
-
-    def _report(self, **changes: float | None) -> None:
-        self._progress = replace(self._progress, **changes)  # type: ignore[arg-type] # ints stay ints
-        self._reports.put(self._progress)
-
-    async def _keep_claims(self) -> None:
-        while True:
-            await asyncio.sleep(self._session.beat_s)
-            with suppress(SQLAlchemyError):  # a busy or absent database: the next beat may reach it
-                await self._in_thread(self._session.beat)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
