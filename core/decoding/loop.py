@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from core.decoding.policies import Freeze, Policy, Refine
+from core.decoding.reading import Reader
 from core.decoding.schedule import ConfidenceSchedule, Schedule
 from core.decoding.settings import DecodeSettings
 from core.decoding.state import Canvas, Step, View, apply, mask_token
 from core.decoding.trace import Recorder
 from core.errors import InputError
-from core.models.denoiser import Denoiser, Features
 
 # Positions a call of the lm_head: at a vocabulary of 126k, 2048 float32 rows are 1 GB.
 _HEAD_ROWS = 2048
@@ -49,10 +49,9 @@ def strategies(settings: DecodeSettings) -> tuple[Schedule, Policy]:
 
 @torch.inference_mode()
 def decode(
-    model: Denoiser,
+    reader: Reader,
     canvas: Canvas,
     *,
-    features_BND: Features | None,
     response_length: int,
     schedule: Schedule,
     policy: Policy,
@@ -72,16 +71,15 @@ def decode(
     forwards_B, broken = torch.zeros_like(rows_B), torch.zeros((), dtype=torch.bool, device=final_BR.device)
     for step in plan:
         forwards_B[rows_B] += 1
-        view = _look(model, canvas, features_BND, step, policy)
+        view = _look(reader, canvas, step, policy)
         broken |= view.confidence_BL.isnan().any()
-        after = dataclasses.replace(canvas, ids_BL=_next(model, canvas, view, schedule, policy))
+        after = dataclasses.replace(canvas, ids_BL=_next(reader, canvas, view, schedule, policy))
         if recorder is not None:
             recorder.record(view, after, rows_B)
         final_BR[rows_B] = after.responses(response_length)
         canvas, moving_B = after, (after.ids_BL != canvas.ids_BL).any(dim=1)
         if step.quota == 0 and not bool(moving_B.all()):
-            canvas, rows_B = canvas.select(moving_B), rows_B[moving_B]
-            features_BND = None if features_BND is None else features_BND[moving_B]
+            canvas, rows_B, reader = canvas.select(moving_B), rows_B[moving_B], reader.select(moving_B)
             if len(rows_B) == 0:
                 break
     if bool(broken):
@@ -92,26 +90,26 @@ def decode(
     return Decoded(token_ids_BR=final_BR.cpu(), nfe=len(plan), forwards_B=forwards_B.cpu())
 
 
-def _next(model: Denoiser, canvas: Canvas, view: View, schedule: Schedule, policy: Policy) -> Tensor:
+def _next(reader: Reader, canvas: Canvas, view: View, schedule: Schedule, policy: Policy) -> Tensor:
     """(B, L) ids after the step."""
     return apply(
         canvas.ids_BL,
         scope_BL=canvas.scope(view.step),
-        mask_id=mask_token(model),
+        mask_id=mask_token(reader),
         reveal_BL=schedule.choose(view),
         predicted_BL=view.predicted_BL,
         next_BL=policy.act(view),
     )
 
 
-def _look(model: Denoiser, canvas: Canvas, features_BND: Features | None, step: Step, policy: Policy) -> View:
+def _look(reader: Reader, canvas: Canvas, step: Step, policy: Policy) -> View:
     """One forward; the lm_head only where a token may change."""
     ids_BL, scope_BL = canvas.ids_BL, canvas.scope(step)
-    is_mask_BL = ids_BL == mask_token(model)
+    is_mask_BL = ids_BL == mask_token(reader)
     masked_BL, visible_BL = scope_BL & is_mask_BL, scope_BL & ~is_mask_BL
     asked_BL = scope_BL if policy.looks(step) else masked_BL
-    hidden_BLD = model.hidden(ids_BL, valid_BL=canvas.valid_BL, features_BND=features_BND)
-    predicted_N, confidence_N, held_N = _predict(model, hidden_BLD[asked_BL], ids_BL[asked_BL])
+    hidden_NW = reader.hidden(canvas, step, asked_BL)
+    predicted_N, confidence_N, held_N = _predict(reader, hidden_NW, ids_BL[asked_BL])
     predicted_BL, zeros_BL = ids_BL.clone(), torch.zeros(ids_BL.shape, device=ids_BL.device)
     predicted_BL[asked_BL] = predicted_N
     return View(
@@ -125,15 +123,15 @@ def _look(model: Denoiser, canvas: Canvas, features_BND: Features | None, step: 
     )
 
 
-def _predict(model: Denoiser, hidden_ND: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _predict(reader: Reader, hidden_NW: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Argmax, its probability and that of the present token, (N,) each, of the softmax over all ids but mask and pad.
 
     The probability is exp(max - logsumexp): no (N, V) softmax is made.
     """
-    forbidden = forbidden_tokens(model)
+    forbidden = forbidden_tokens(reader)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for rows_ND, present_N in zip(torch.split(hidden_ND, _HEAD_ROWS), torch.split(ids_N, _HEAD_ROWS), strict=True):
-        logits_NV = model.logits(rows_ND).float()
+    for rows_NW, present_N in zip(torch.split(hidden_NW, _HEAD_ROWS), torch.split(ids_N, _HEAD_ROWS), strict=True):
+        logits_NV = reader.logits(rows_NW).float()
         logits_NV[:, forbidden] = -torch.inf
         best_N, argmax_N = logits_NV.max(dim=1)
         norm_N = logits_NV.logsumexp(dim=1)
@@ -143,7 +141,7 @@ def _predict(model: Denoiser, hidden_ND: Tensor, ids_N: Tensor) -> tuple[Tensor,
     return argmax, confidence, held
 
 
-def forbidden_tokens(model: Denoiser) -> list[int]:
+def forbidden_tokens(reader: Reader) -> list[int]:
     """Ids that are never predicted: the mask and the padding, unless padding is also the end of text."""
-    tokenizer = model.tokenizer
+    tokenizer = reader.tokenizer
     return sorted({tokenizer.mask_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id})

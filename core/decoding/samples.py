@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from core.corruption.responses import encode_prompts
 from core.decoding.loop import decode, strategies
+from core.decoding.reading import Whole
 from core.decoding.settings import DecodeSettings
 from core.decoding.state import blank_canvas, mask_token
 from core.decoding.trace import Recorder
@@ -105,9 +106,8 @@ def _decode_batch(
     schedule, policy = strategies(setting)
     recorder, started = Recorder(), time.monotonic()
     decoded = decode(
-        model,
+        Whole(model=model, features_BND=features_BND),
         canvas,
-        features_BND=features_BND,
         response_length=response_length,
         schedule=schedule,
         policy=policy,

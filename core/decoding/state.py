@@ -5,11 +5,11 @@ Shapes: B rows, L tokens of prompt, response and padding together, D width, V vo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from core.models.denoiser import Denoiser
+from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,16 @@ class Canvas:
         return self.ids_BL.gather(1, self.offset_B[:, None] + columns)
 
 
-def mask_token(model: Denoiser) -> int:
+class HasTokenizer(Protocol):
+    """A model, or what reads with one."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """With mask_token_id set."""
+        ...
+
+
+def mask_token(model: HasTokenizer) -> int:
     """The id of the mask."""
     return int(model.tokenizer.mask_token_id)
 

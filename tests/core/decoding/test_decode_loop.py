@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from core.decoding.loop import Decoded, decode, strategies
+from core.decoding.reading import Whole
 from core.decoding.settings import DecodeSettings
 from core.decoding.state import blank_canvas
 from core.decoding.trace import Recorder, replay
@@ -41,9 +42,8 @@ def run(model, prompts, name: str, *, features=None, recorder: Recorder | None =
         device=torch.device("cpu"),
     )
     return decode(
-        model,
+        Whole(model=model, features_BND=features),
         canvas,
-        features_BND=features,
         response_length=LENGTH,
         schedule=schedule,
         policy=policy,

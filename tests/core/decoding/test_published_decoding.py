@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core.decoding.loop import decode
 from core.decoding.policies import Freeze, Refine
+from core.decoding.reading import Whole
 from core.decoding.schedule import most_confident
 from core.decoding.state import Step, View, blank_canvas, mask_token
 from core.models.denoiser import load_denoiser
@@ -124,7 +125,9 @@ def run(
     )
     # the published code blinds every position that was no mask at the start, padding too
     around = Around(model, list(suppressed), scale, ~canvas.editable_BL)
-    decoded = decode(around, canvas, features_BND=features, response_length=length, schedule=schedule, policy=policy)
+    decoded = decode(
+        Whole(model=around, features_BND=features), canvas, response_length=length, schedule=schedule, policy=policy
+    )
     return decoded.token_ids_BR.numpy()
 
 

@@ -13,6 +13,7 @@ from core.corruption.responses import encode_prompts
 from core.corruption.settings import MaskSettings, ObjectiveSettings
 from core.decoding.loop import decode
 from core.decoding.policies import Freeze
+from core.decoding.reading import Whole
 from core.decoding.schedule import ConfidenceSchedule
 from core.decoding.settings import DecodeSettings
 from core.decoding.state import blank_canvas
@@ -129,6 +130,6 @@ def test_scores_that_are_no_numbers_stop_the_decoding(folder, value):
     canvas = blank_canvas([[5, 6]], response_length=4, mask_id=500, pad_id=491, device=model.device)
     with pytest.raises(InputError, match="not numbers"):
         decode(
-            model, canvas, features_BND=None, response_length=4,
+            Whole(model=model), canvas, response_length=4,
             schedule=ConfidenceSchedule(tokens_per_step=2), policy=Freeze(),
         )  # fmt: skip

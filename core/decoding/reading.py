@@ -1,0 +1,61 @@
+"""How a step looks at the canvas: which forwards a model runs, and what the head then scores.
+
+Shapes: B rows, L tokens, N positions that are asked for, D hidden size, W what a position needs to be scored.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from core.decoding.state import Canvas, Step
+from core.models.denoiser import Denoiser, Features
+
+
+class Reader(Protocol):
+    """A model, the images of the rows, and whatever is kept between the steps."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's."""
+        ...
+
+    def hidden(self, canvas: Canvas, step: Step, asked_BL: Tensor) -> Tensor:
+        """(N, W): what `logits` needs of the positions that `asked_BL` marks, in row-major order. One look a step."""
+        ...
+
+    def logits(self, hidden_NW: Tensor) -> Tensor:
+        """Scores of the vocabulary, (N, V), for any of the positions."""
+        ...
+
+    def select(self, rows: Tensor) -> Self:
+        """For some of the rows; `rows` is a bool or index tensor."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """Every step is a forward of the whole canvas. features_BND: see core.models.denoiser; None without images."""
+
+    model: Denoiser
+    features_BND: Features | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's."""
+        return self.model.tokenizer
+
+    def hidden(self, canvas: Canvas, step: Step, asked_BL: Tensor) -> Tensor:
+        """(N, D)."""
+        del step
+        hidden_BLD = self.model.hidden(canvas.ids_BL, valid_BL=canvas.valid_BL, features_BND=self.features_BND)
+        return hidden_BLD[asked_BL]
+
+    def logits(self, hidden_NW: Tensor) -> Tensor:
+        """(N, D) -> (N, V)."""
+        return self.model.logits(hidden_NW)
+
+    def select(self, rows: Tensor) -> Self:
+        """Those rows' images."""
+        return self if self.features_BND is None else replace(self, features_BND=self.features_BND[rows])
