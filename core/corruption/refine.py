@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from core.corruption.decodings import read_decodings
 from core.corruption.responses import Prompts, Vocabulary, encode_responses, vocabulary
 from core.corruption.revised import Revised, read_revised
-from core.corruption.rows import Corrupted, ResponseArrays, assemble, token_regions
+from core.corruption.rows import Corrupted, ResponseArrays, assemble, token_regions, visible_regions
 from core.corruption.settings import RefineScope, RefineSettings
 from core.seeds import stream_keys, uniforms
 from data_contracts import Samples, TokenKind
@@ -48,12 +48,11 @@ def refine_rows(
     input_RL = _inputs(revised, vocab, seed, scope, settings)
     target_RL = np.repeat(revised.target_NL, settings.draws, axis=0)
     kinds_RL = _kinds(input_RL, target_RL, vocab)
-    regions_RL = np.repeat(_regions(revised, tokenizer, ground), settings.draws, axis=0)
     rows = ResponseArrays(
         input_NL=input_RL,
         target_NL=target_RL,
         kinds_NL=kinds_RL,
-        regions_NL=np.where(kinds_RL == TokenKind.CLEAN, regions_RL, np.int16(-1)),
+        regions_NL=visible_regions(_regions(revised, tokenizer, ground), kinds_RL, settings.draws),
         t_N=((kinds_RL == TokenKind.MASK).sum(axis=1) / max(kinds_RL.shape[1], 1)).astype(np.float32),
     )
     meta = _meta(revised.frame, settings.draws, grounded=ground is not None)
@@ -95,11 +94,10 @@ def _kinds(input_RL: NDArray[np.int32], target_RL: NDArray[np.int32], vocab: Voc
     return np.where(input_RL == vocab.mask, np.int8(TokenKind.MASK), kinds_RL).astype(np.int8)
 
 
-def _regions(revised: Revised, tokenizer: PreTrainedTokenizerBase, ground: Ground | None) -> NDArray[np.int16]:
+def _regions(revised: Revised, tokenizer: PreTrainedTokenizerBase, ground: Ground | None) -> NDArray[np.int16] | None:
     """The image region of each target token, (N, L); -1 where the text does not encode back to the target's ids."""
-    regions_NL = np.full(revised.target_NL.shape, -1, dtype=np.int16)
-    if ground is None or revised.frame.height == 0:
-        return regions_NL
+    if ground is None:
+        return None
     references = revised.frame["reference"].to_list()
     texts = revised.frame.select(pl.coalesce("refined_text", "text")).to_series().to_list()
     spans = [list(ground(reference, text)) for reference, text in zip(references, texts, strict=True)]
@@ -108,7 +106,7 @@ def _regions(revised: Revised, tokenizer: PreTrainedTokenizerBase, ground: Groun
     found_NL = token_regions(
         pl.Series(spans, dtype=Samples.create_empty().schema["grounding"]), encoded.start_NL, encoded.end_NL
     )
-    return np.where(same_N[:, None], found_NL, regions_NL)
+    return np.where(same_N[:, None], found_NL, np.int16(-1))
 
 
 def _meta(frame: pl.DataFrame, draws: int, *, grounded: bool) -> pl.DataFrame:
