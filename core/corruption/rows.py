@@ -149,9 +149,9 @@ def token_regions(grounding: pl.Series, start_NL: NDArray[np.int32], end_NL: NDA
     """
     regions_NL = np.full(start_NL.shape, -1, dtype=np.int16)
     spans = pl.DataFrame({"row": np.arange(len(grounding)), "span": grounding}).filter(pl.col("span").list.len() > 0)
-    spans = spans.explode("span").with_columns(pl.col("span").struct.unnest())
     if spans.height == 0:
         return regions_NL
+    spans = spans.explode("span").with_columns(pl.col("span").struct.unnest())
     row, first, last = (spans[name].to_numpy() for name in ("row", "start", "end"))
     overlaps = (start_NL[row] < last[:, None]) & (end_NL[row] > first[:, None]) & (start_NL[row] >= 0)
     span, position = np.nonzero(overlaps)
