@@ -16,6 +16,7 @@ from core.models.denoiser import load_denoiser, save_denoiser
 from core.models.settings import ModelSettings
 from core.settings import Settings
 from core.stage import Output
+from core.training.ahead import Ahead
 from core.training.batches import TrainingBatches
 from core.training.loop import train
 from core.training.settings import CURVES_FILE, TrainSettings, VisionSettings
@@ -131,15 +132,16 @@ def finetune(
             output.progress(step, config.train.steps, metrics)
             return_memory()
 
-        result = train(
-            denoiser,
-            batches,
-            config.train,
-            grounding_weight=config.objective.grounding_weight,
-            threads=threads,
-            checkpoint_dir=output.work / "steps",
-            on_metrics=note,
-        )
+        with Ahead(batches, steps=config.train.steps) as prepared:
+            result = train(
+                denoiser,
+                prepared,
+                config.train,
+                grounding_weight=config.objective.grounding_weight,
+                threads=threads,
+                checkpoint_dir=output.work / "steps",
+                on_metrics=note,
+            )
         save_denoiser(denoiser, output.work / "model")
         output.write_folder(output.work / "model")
         output.write_file(CURVES_FILE, json.dumps(curves).encode())

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 from transformers import PreTrainedTokenizerBase
 
-from core.corruption.refine import refine_rows
+from core.corruption.refine import draft_columns, refine_rows
 from core.corruption.replay import mix_replay
 from core.corruption.revision import revision_rows
 from core.corruption.rows import list_series
@@ -101,9 +101,8 @@ def whole_stage(
     store: Store, refs: tuple[Ref, Ref, Ref], tokenizer: PreTrainedTokenizerBase, settings: RefineSettings, folder: Path
 ) -> None:
     """From stored tables to a stored table."""
-    drafts, revisions, replay = (
-        read_table(store, ref, table) for ref, table in zip(refs, (Drafts, Revisions, TrainingExamples), strict=True)
-    )
+    drafts = read_table(store, refs[0], Drafts, columns=draft_columns(settings))
+    revisions, replay = read_table(store, refs[1], Revisions), read_table(store, refs[2], TrainingExamples)
     frame = assembled(drafts, revisions, replay, tokenizer, settings)
     output = Output(store, Stage(name="assemble", version=1, config=settings), folder)
     output.write(TrainingExamples, frame)
