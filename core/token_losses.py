@@ -91,10 +91,7 @@ def _chunked(hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor, head: Line
     weight_VD, bias_V = head.weight_VD, head.bias_V
     device = weight_VD.device
     hidden_ND = hidden_ND.to(device)
-    if torch.is_autocast_enabled(device.type):  # autograd functions are not cast by themselves
-        lower = torch.get_autocast_dtype(device.type)
-        hidden_ND, weight_VD = hidden_ND.to(lower), weight_VD.to(lower)
-        bias_V = None if bias_V is None else bias_V.to(lower)
+    cast = torch.is_autocast_enabled(device.type)  # which does not reach into an autograd function
     loss, ce_N, correct_N = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]  # torch's
         hidden_ND,
         weight_VD,
@@ -102,6 +99,7 @@ def _chunked(hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor, head: Line
         targets_N.to(device),
         weights_N.to(device).float(),
         chunk_rows(len(weight_VD), device.type),
+        torch.get_autocast_dtype(device.type) if cast else hidden_ND.dtype,
         torch.is_grad_enabled(),
     )
     return TokenLosses(loss=loss, ce_N=ce_N, correct_N=correct_N)
@@ -123,8 +121,12 @@ class _ChunkedLoss(torch.autograd.Function):
         targets_N: Tensor,
         weights_N: Tensor,
         chunk: int,
+        dtype: torch.dtype,
         trained: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.dtypes = tuple(None if given is None else given.dtype for given in (hidden_ND, weight_VD, bias_V))
+        hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+        bias_V = None if bias_V is None else bias_V.to(dtype)
         by_hidden, by_weight, by_bias = (trained and needed for needed in ctx.needs_input_grad[:3])
         grad_ND = torch.empty_like(hidden_ND) if by_hidden else None
         grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if by_weight else None
@@ -138,13 +140,12 @@ class _ChunkedLoss(torch.autograd.Function):
             residual_CV, ce_N[part], correct_N[part] = _scored(logits_CV, targets_C1, probabilities[: len(hidden_CD)])
             if grad_V is not None:
                 grad_V.addmv_(residual_CV.T, weights_C1[:, 0])
-            residual_CV = residual_CV.to(hidden_ND.dtype)
+            residual_CV = residual_CV.to(dtype)
             if grad_ND is not None:
                 grad_ND[part] = (residual_CV @ weight_VD) * weights_C1
             if grad_VD is not None:
-                _add_product(grad_VD, residual_CV.T, (hidden_CD * weights_C1).to(hidden_ND.dtype))
+                _add_product(grad_VD, residual_CV.T, (hidden_CD * weights_C1).to(dtype))
         ctx.grads = (grad_ND, grad_VD, grad_V)
-        ctx.dtype = weight_VD.dtype
         ctx.mark_non_differentiable(ce_N, correct_N)
         return (weights_N * ce_N).sum(), ce_N, correct_N
 
@@ -154,8 +155,9 @@ class _ChunkedLoss(torch.autograd.Function):
         if ctx.grads is None:
             raise RuntimeError("the gradient of a chunked loss can be taken once: it is not kept")
         grads, ctx.grads = ctx.grads, None
-        scaled = (None if grad is None else grad.mul_(grad_loss).to(ctx.dtype) for grad in grads)  # a copy is large
-        return *scaled, None, None, None, None
+        pairs = zip(grads, ctx.dtypes, strict=True)
+        scaled = (None if grad is None else grad.mul_(grad_loss).to(dtype) for grad, dtype in pairs)  # a copy is large
+        return *scaled, None, None, None, None, None
 
 
 def _linear(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, out_CV: Tensor) -> Tensor:
