@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from core.errors import InputError
 from core.models.checkpoint import read_config
 from core.models.devices import Placement
+from core.token_losses import TokenLosses
 
 LOADERS: dict[str, str] = {
     "scene_denoiser": "core.models.scene_denoiser:load",
@@ -80,6 +81,10 @@ class TrainableDenoiser(Denoiser, Protocol):
         self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Features | None
     ) -> tuple[Tensor, Tensor | None]:
         """`hidden`, and scores (B, L, R) of the image region each token speaks of; None without such a head."""
+        ...
+
+    def token_losses(self, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor) -> TokenLosses:
+        """The weighted cross-entropy of `logits`, without ever holding all of them (see core.token_losses)."""
         ...
 
     def matrix_names(self) -> frozenset[str]:

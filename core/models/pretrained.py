@@ -19,6 +19,7 @@ from core.errors import InputError
 from core.models.checkpoint import NameOf, write_checkpoint
 from core.models.merging import ImageFeatures, merge
 from core.models.vision import Vision
+from core.token_losses import LinearHead, TokenLosses, token_losses
 
 Encode = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 """(language, embeddings (B, T, D), valid (B, T) or None if all are) -> final hidden states (B, T, D)."""
@@ -34,6 +35,10 @@ class TiedHead(nn.Module):
     def forward(self, hidden_ND: Tensor) -> Tensor:
         """(N, D) -> (N, V)."""
         return nn.functional.linear(hidden_ND, self._embedding[0].weight)
+
+    def linear(self) -> LinearHead:
+        """The layer that it is."""
+        return LinearHead(weight_VD=self._embedding[0].weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +134,11 @@ class PretrainedDenoiser(nn.Module):
         """(N, V) for the positions that were picked from `hidden`, and no others."""
         scores_NV: Tensor = self.head(hidden_ND)
         return scores_NV
+
+    def token_losses(self, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor) -> TokenLosses:
+        """See core.token_losses. A head of several layers scores all tokens at once."""
+        head = self.head.linear() if isinstance(self.head, TiedHead) else LinearHead.of(self.head)
+        return token_losses(hidden_ND, targets_N, weights_N, logits=self.logits, head=head)
 
     def matrix_names(self) -> frozenset[str]:
         """The weight matrices of all layers; embeddings, head and convolutions are none."""
