@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from pydantic import field_serializer
 
 from core.config import RunConfig
 from core.corruption.settings import ObjectiveSettings
@@ -13,13 +15,13 @@ from core.fingerprint import checkpoint_digest
 from core.manifest import Ref, read_manifest, read_table
 from core.models.create import create_denoiser
 from core.models.denoiser import load_denoiser, save_denoiser
-from core.models.settings import ModelSettings
+from core.models.settings import ModelSettings, PromptAttention
 from core.settings import Settings
 from core.stage import Output
 from core.training.ahead import Ahead
 from core.training.batches import TrainingBatches
 from core.training.loop import train
-from core.training.settings import CURVES_FILE, TrainSettings, VisionSettings
+from core.training.settings import CURVES_FILE, TrainSettings, VisionSettings, dump_settings
 from core.training.vision import warm_up_vision
 from data_contracts import Samples, TrainingExamples
 from tasks.compute import load_model, return_memory, use_threads
@@ -44,6 +46,12 @@ class ModelConfig(Settings):
         return cls(model=config.model, seed=config.seed, checkpoint_sha256=checkpoint_digest(config.model.checkpoint))
 
 
+class AttentionConfig(Settings):
+    """What a model's prompt may see from now on."""
+
+    prompt_attention: PromptAttention
+
+
 class VisionConfig(Settings):
     """What decides the vision warm-up."""
 
@@ -61,6 +69,10 @@ class FinetuneConfig(Settings):
     objective: ObjectiveSettings
     seed: int
 
+    @field_serializer("train")
+    def _keeps_its_key(self, train: TrainSettings) -> dict[str, Any]:
+        return dump_settings(train)
+
 
 @task(cache_policy=NO_CACHE, task_run_name="create model")
 def create_model(place: Workplace, config: ModelConfig, samples: Ref, *, parent: str) -> State:
@@ -73,12 +85,30 @@ def create_model(place: Workplace, config: ModelConfig, samples: Ref, *, parent:
             frame = read_table(place.store, samples, Samples)
             texts = [*frame["prompt"].unique().sort(), *frame["reference"]]
             denoiser = create_denoiser(config.model, texts, seed=config.seed)
+        if config.model.prompt_attention is not None:
+            denoiser.attend(config.model.prompt_attention)
         save_denoiser(denoiser, output.work / "model")
         output.write_folder(output.work / "model")
         output.commit(rows_in=1, ok=1)
 
     reads = [] if config.model.tokenizer == "scenes" else [samples]
     stage = stage_of("create_model", config, {"samples": reads}, kind="checkpoint")
+    return run(place, stage, compute, parent=parent)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="{config.prompt_attention} attention")
+def switch_attention(place: Workplace, config: AttentionConfig, model: Ref, *, parent: str) -> State:
+    """A model -> the same weights with another prompt attention, for the training that comes next."""
+
+    def compute(output: Output) -> None:
+        denoiser = load_model(place, model)
+        denoiser.attend(config.prompt_attention)
+        save_denoiser(denoiser, output.work / "model")
+        output.write_folder(output.work / "model")
+        steps = int(read_manifest(place.store, model.uri).facts.get("train_steps", 0))
+        output.commit(rows_in=1, ok=1, facts={"train_steps": steps})
+
+    stage = stage_of("switch_attention", config, {"model": [model]}, kind="checkpoint")
     return run(place, stage, compute, parent=parent)
 
 
@@ -138,11 +168,14 @@ def finetune(
                 prepared,
                 config.train,
                 grounding_weight=config.objective.grounding_weight,
+                seed=config.seed,
                 threads=threads,
                 checkpoint_dir=output.work / "steps",
                 on_metrics=note,
             )
         save_denoiser(denoiser, output.work / "model")
+        if result.adapter is not None:
+            result.adapter.save(output.work / "model")
         output.write_folder(output.work / "model")
         output.write_file(CURVES_FILE, json.dumps(curves).encode())
         before = int(read_manifest(place.store, model.uri).facts.get("train_steps", 0))

@@ -72,6 +72,11 @@ class Merged:
     valid_BT: Tensor | None
     place_BL: Tensor
 
+    def spread(self, mask_BL: Tensor) -> Tensor:
+        """(B, T) bool: where the text tokens that `mask_BL` marks went; features of images are never marked."""
+        places_BT = torch.zeros(self.embeddings_BTD.shape[:2], dtype=torch.bool, device=mask_BL.device)
+        return places_BT.scatter(1, self.place_BL, mask_BL)
+
     def text_of(self, hidden_BTD: Tensor) -> Tensor:
         """(B, L, D): the hidden states at the text's tokens."""
         if hidden_BTD.shape[1] == self.place_BL.shape[1]:
