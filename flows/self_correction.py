@@ -7,6 +7,7 @@ from prefect import flow
 from core.config import RunConfig
 from core.manifest import Ref, read_manifest
 from core.settings import Settings
+from data_contracts import Samples
 from flows.foundation import Foundation, StageOne, samples_of
 from flows.gathering import only, side_by_side
 from tasks.assemble import AssembleConfig, assemble
@@ -101,7 +102,8 @@ def evaluate_dev(config: RunConfig, place: Workplace, model: Ref, dev: Ref, thre
 
 def draft_shards(config: RunConfig, place: Workplace, number: int, model: Ref, samples: Ref, run: str) -> list[Ref]:
     """Drafts of `model`, shard by shard."""
-    rows = read_manifest(place.store, samples.uri).counts.ok
+    parts = read_manifest(place.store, samples.uri).parts
+    rows = sum(part.rows or 0 for part in parts if part.table == Samples.table)
     shards = [
         DraftConfig(
             settings=config.draft.settings,

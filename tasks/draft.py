@@ -6,7 +6,7 @@ from prefect.client.schemas.objects import State
 
 from core.decoding.settings import DecodeSettings
 from core.drafting import draft as decode_drafts
-from core.manifest import Ref, read_table
+from core.manifest import Ref, read_slice
 from core.settings import Settings
 from core.stage import Output
 from data_contracts import Drafts, Samples, Traces
@@ -33,7 +33,7 @@ def draft(place: Workplace, config: DraftConfig, model: Ref, samples: Ref, *, th
 
     def compute(output: Output) -> None:
         use_threads(threads)
-        rows = read_table(place.store, samples, Samples).slice(config.offset, config.length)
+        rows = read_slice(place.store, samples, Samples, start=config.offset, count=config.length)
         drafted = decode_drafts(
             load_model(place, model),
             rows,

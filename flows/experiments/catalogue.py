@@ -107,7 +107,7 @@ CATALOGUE = {
 }
 
 
-_FOR_FILES = ("adopt", "ingest", "keep_tokenizer", "take")
+_FOR_FILES = ("adopt", "ingest", "keep_model", "keep_tokenizer", "take")
 """Stages that experiments, which are about the scene world, have no use for."""
 
 
