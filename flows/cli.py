@@ -32,6 +32,8 @@ _SHORT = {
     "--data": ("--data.source", "auto", "--data.path"),
     "--images": ("--data.images",),
     "--model": ("--model.checkpoint",),
+    "--device": ("--compute.devices",),
+    "--dtype": ("--draft.dtype",),
     # what the published codes call it
     **dict.fromkeys(("--gen_length", "--gen-length", "--max_new_tokens", "--max-new-tokens"), _LENGTH),
 }

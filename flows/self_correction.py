@@ -11,6 +11,7 @@ from data_contracts import Samples
 from flows.foundation import Foundation, StageOne, samples_of
 from flows.gathering import only, side_by_side
 from tasks.assemble import AssembleConfig, assemble
+from tasks.compute import shards_at_once
 from tasks.draft import DraftConfig, draft
 from tasks.evaluate import EvaluateConfig, evaluate
 from tasks.finetune import FinetuneConfig, finetune
@@ -113,12 +114,14 @@ def draft_shards(config: RunConfig, place: Workplace, number: int, model: Ref, s
             response_length=config.model.response_length,
             round=number,
             traces=config.evaluate.traces if offset == 0 else 0,
+            dtype=config.draft.dtype,
         )
         for offset in range(0, rows, config.draft.shard_size)
     ]
     threads = config.compute.beside
     tasks = [partial(draft.submit, place, shard, model, samples, threads=threads, parent=run) for shard in shards]
-    return side_by_side("draft shards", max(1, config.compute.threads // threads), tasks)
+    together = shards_at_once(place.devices, threads=config.compute.threads, each=threads)
+    return side_by_side("draft shards", together, tasks)
 
 
 def revise_shards(config: RunConfig, place: Workplace, tokenizer: Ref, drafts: list[Ref], run: str) -> list[Ref]:

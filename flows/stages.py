@@ -193,7 +193,7 @@ def show_outputs(verb: str, run: str, store: Store, refs: Sequence[Ref], seconds
         held = ", ".join(f"{rows:,} {name}" for name, rows in _tables(manifest).items())
         console.print(f"{ref.uri}  ({ref.digest[:12]}): {held}", highlight=False, soft_wrap=True)
     facts = _facts(manifests)
-    for line in _of_the_expert(facts):
+    for line in [*_of_memory(facts), *_of_the_expert(facts)]:
         console.print(line, highlight=False)
     if json:
         account = {"ok": sum(one.ok for one in counts), **dropped}
@@ -209,6 +209,13 @@ def _facts(manifests: Sequence[Manifest]) -> dict[str, float]:
     names = set.intersection(*(set(facts) for facts in known)) if known else set[str]()
     usable = [name for name in names if all(isinstance(facts[name], int | float) for facts in known)]
     return {name: sum(facts[name] for facts in known) for name in usable}
+
+
+def _of_memory(facts: dict[str, float]) -> list[str]:
+    """Whether drafting ran out of it."""
+    if not facts.get("batches_halved"):
+        return []
+    return [f"out of memory {facts['batches_halved']:,} times, each time going on with half the rows at a time"]
 
 
 def _of_the_expert(facts: dict[str, float]) -> list[str]:

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from core.settings import Settings
 
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+
 
 class ModelSettings(Settings):
     """A checkpoint of the user's, or a small model made anew."""
