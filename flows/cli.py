@@ -124,7 +124,7 @@ def experiment(
     out: Path = Path("results/experiments"),
     readme: Path | None = None,
 ) -> int:
-    """Measure experiments of the papers (trials, RD-2, RD-3, RD-5, RD-7, RD-15) seed by seed; write tables, figures.
+    """Measure experiments (trials, RD-2, RD-3, RD-5, RD-7, RD-15, E-prefix, E-cache) seed by seed; write tables.
 
     A seed that is there already, with the same configuration and protocol, is not measured again.
 

@@ -17,6 +17,7 @@ VERSIONS = {
     "mask": 1,
     "pair": 2,
     "revise": 1,
+    "switch_attention": 1,
     "synth": 1,
     "take": 1,
     "warm_up": 1,

@@ -49,7 +49,9 @@ class Whole:
     def hidden(self, canvas: Canvas, step: Step, asked_BL: Tensor) -> Tensor:
         """(N, D)."""
         del step
-        hidden_BLD = self.model.hidden(canvas.ids_BL, valid_BL=canvas.valid_BL, features_BND=self.features_BND)
+        hidden_BLD = self.model.hidden(
+            canvas.ids_BL, valid_BL=canvas.valid_BL, features_BND=self.features_BND, prompt_BL=canvas.prompt()
+        )
         return hidden_BLD[asked_BL]
 
     def logits(self, hidden_NW: Tensor) -> Tensor:

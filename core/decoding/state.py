@@ -40,6 +40,10 @@ class Canvas:
     editable_BL: Tensor
     offset_B: Tensor
 
+    def prompt(self) -> Tensor:
+        """(B, L) bool: the positions of the prompt."""
+        return self.valid_BL & ~self.editable_BL
+
     def select(self, rows: Tensor) -> "Canvas":
         """The canvas of some rows; `rows` is a bool or index tensor."""
         return Canvas(

@@ -30,6 +30,7 @@ from core.training.optim import (
     set_learning_rate,
 )
 from core.training.settings import TrainSettings
+from data_contracts import TokenKind
 
 CurvePoint = tuple[int, Mapping[str, float]]
 """Number of updates done, and the means of the metrics since the point before."""
@@ -116,7 +117,10 @@ def batch_loss(model: TrainableDenoiser, batch: Batch, grounding_weight: float) 
     if features_BND is not None and batch.image_index_B is not None:
         features_BND = features_BND[batch.image_index_B]
     hidden_BLD, regions_BLR = model.hidden_and_regions(
-        batch.input_ids_BL, valid_BL=batch.valid_BL, features_BND=features_BND
+        batch.input_ids_BL,
+        valid_BL=batch.valid_BL,
+        features_BND=features_BND,
+        prompt_BL=batch.kinds_BL == TokenKind.PROMPT,
     )
     supervised_BL = batch.weights_BL != 0
     loss, metrics = denoising(

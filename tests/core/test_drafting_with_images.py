@@ -92,18 +92,18 @@ def test_an_images_positions_are_told_from_its_size(folder):
 
 
 def test_a_prompt_that_is_too_long_with_its_image_is_rejected_before_a_forward(folder):
-    write_config(folder, max_position_embeddings=90)
+    write_config(folder, max_position_embeddings=100)
     model = load_denoiser(folder)
     spy = Spy(model)
     small, wide = list(SIZES)[:2]
-    assert model.image_positions(*SIZES[small]) < 40 < 90 < model.image_positions(*SIZES[wide])
-    found = drafted(model, rows([small, wide, None], ["a", "a", "a" * 80]), settings=SETTINGS[:1])
+    assert model.image_positions(*SIZES[small]) < 40 < 80 < model.image_positions(*SIZES[wide])
+    found = drafted(model, rows([small, wide, None], ["a", "a", "a" * 120]), settings=SETTINGS[:1])
     assert found.drafts["sample_id"].to_list() == ["s0"]
     assert found.rejects.select("row_id", "reason").rows() == [
         ("s1/r0/2 refine", "prompt_too_long"),
         ("s2/r0/2 refine", "prompt_too_long"),
     ]
-    assert "the model reads 90" in found.rejects["detail"][0]
+    assert "the model reads 100" in found.rejects["detail"][0]
     assert {count for count, _ in spy.seen} == {1}
 
 
@@ -127,9 +127,9 @@ def test_rows_that_cannot_be_used_are_rejected_with_the_reason(folder):
 
 def test_a_template_that_shows_an_image_twice_makes_rejects_and_no_crash(folder):
     model = load_denoiser(folder)
-    model.tokenizer.init_kwargs["image_placeholder_id"] = 64  # of a tokenizer where "<image>" is an ordinary token
-    model.layout.__dict__["placeholder"] = 64
-    spelled = model.tokenizer.decode([64])
+    model.tokenizer.init_kwargs["image_placeholder_id"] = 48  # of a tokenizer where "<image>" is an ordinary token
+    model.layout.__dict__["placeholder"] = 48
+    spelled = model.tokenizer.decode([48])
     samples = rows([next(iter(SIZES)), next(iter(SIZES)), None], ["Hi.", f"Hi {spelled}.", f"Hi {spelled}."])
     found = drafted(model, samples, settings=SETTINGS[:1])
     assert found.drafts["sample_id"].to_list() == ["s0"]

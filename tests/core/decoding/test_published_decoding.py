@@ -76,7 +76,7 @@ class Around:
         self._model, self._suppressed, self._scale, self._prompt_BL = model, suppressed, scale, prompt_BL
         self.tokenizer, self.device = model.tokenizer, model.device
 
-    def hidden(self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Any) -> Tensor:
+    def hidden(self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Any, prompt_BL: Tensor) -> Tensor:
         given = self._model.hidden(ids_BL, valid_BL=valid_BL, features_BND=features_BND)
         if not self._scale:
             return given

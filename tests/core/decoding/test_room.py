@@ -23,10 +23,10 @@ class Cramped(TinyDenoiser):
         super().__init__()
         self._rows, self._images = rows, images
 
-    def hidden(self, ids_BL, *, valid_BL, features_BND):
+    def hidden(self, ids_BL, **seen):
         if len(ids_BL) > self._rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return super().hidden(ids_BL, valid_BL=valid_BL, features_BND=features_BND)
+        return super().hidden(ids_BL, **seen)
 
     def image_features(self, pixels):
         if len(pixels) > self._images:

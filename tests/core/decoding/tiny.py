@@ -27,6 +27,8 @@ class TinyDenoiser(nn.Module):
     `copy` draws visible tokens towards what they are, so that refining comes to rest.
     """
 
+    prompt_attention = "full"
+
     def __init__(self, seed: int = 0, layers: int = 2, copy: float = 0.0) -> None:
         super().__init__()
         self.tokenizer = tiny_tokenizer()
@@ -66,7 +68,9 @@ class TinyDenoiser(nn.Module):
     def image_features(self, pixels: Tensor) -> Tensor:
         return pixels @ self.pixel
 
-    def hidden(self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Tensor | None) -> Tensor:
+    def hidden(
+        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Tensor | None, prompt_BL: Tensor | None = None
+    ) -> Tensor:
         self.rows_seen.append(len(ids_BL))
         x = self.tokens[ids_BL] + self.places[: ids_BL.shape[1]]
         images = 0
