@@ -127,7 +127,7 @@ def text_case() -> Case:
         samples, pairs, large_tokenizer(VOCABULARY), response_length=128, seed=0, settings=RevisionSettings()
     )
     model = lambda: cast(TrainableDenoiser, decoder(hidden=512, layers=8, eyes=False))  # noqa: E731
-    return Case(name="text", model=model, frame=rows.examples, images={}, batch_size=8)
+    return Case(name="text", model=model, frame=rows.examples, images={}, batch_size=4)
 
 
 def scene_case(steps: int) -> Case:
@@ -190,7 +190,7 @@ def main() -> int:
     """Run, write the JSON, and return 0 if no step waits for long."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cases", nargs="+", default=["text", "scenes", "photos"])
