@@ -156,6 +156,8 @@ class ComputeSettings(Settings):
 
     threads: int = Field(default=2, ge=1)
     """Processor threads; work that runs side by side shares them."""
+    processes: int = Field(default=1, ge=1)
+    """Processes that train a model together, each with a share of its weights: on a machine with GPUs, one a GPU."""
 
     @property
     def beside(self) -> int:

@@ -1,13 +1,17 @@
-"""The processor threads of a task, and the device that its model runs on."""
+"""The processor threads of a task, the device that its model runs on, and the processes that train it."""
 
 import ctypes
 import ctypes.util
 from functools import cache
 
+import polars as pl
 import torch
 
 from core.manifest import Ref
 from core.models.denoiser import TrainableDenoiser, load_denoiser
+from core.training.job import TrainJob, train_here
+from core.training.launch import train_apart
+from core.training.loop import OnMetrics, TrainResult
 from tasks.workplace import Workplace
 
 
@@ -37,4 +41,17 @@ def _trim() -> "ctypes._NamedFuncPointer | None":
 
 def load_model(place: Workplace, model: Ref) -> TrainableDenoiser:
     """A checkpoint's model: on the GPU where there is one, else on the processor."""
-    return load_denoiser(place.local_folder(model), device="cuda" if torch.cuda.is_available() else "cpu")
+    return load_denoiser(place.local_folder(model), device=_device())
+
+
+def train_on(
+    place: Workplace, job: TrainJob, rows: pl.DataFrame, *, processes: int, on_metrics: OnMetrics
+) -> TrainResult:
+    """Do a training with the place's images: in this process, or in several."""
+    if processes == 1:
+        return train_here(job, rows, place.load_image, device=_device(), on_metrics=on_metrics)
+    return train_apart(job, rows, place.image_file, processes=processes, on_metrics=on_metrics)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
