@@ -1,11 +1,11 @@
-"""A training step with a large and a small vocabulary: its peak memory, and its time against the plain way and the limit.
+"""A training step with a large and a small vocabulary: its peak memory, and its time against a plain one and the limit.
 
 python -m tests.benchmarks.bench_train_step --out tests/results/benchmarks/train_step.json
 python -m tests.benchmarks.bench_train_step --device cuda --out tests/results/benchmarks/train_step_gpu.json
 
-`tests.benchmarks.training_step` says what each way is. Time is that of forward and backward, without the optimizer, whose
-step is the same for all; all ways in turn in one process. Memory is that of whole steps with AdamW, each way in a process
-of its own (`tests.benchmarks.training_memory`): weights, gradients and the optimizer's state are in it for all ways alike.
+`tests.benchmarks.training_step` says what each way is. Time is that of forward and backward, without the optimizer,
+whose step is the same for all; all ways in turn in one process. Memory is that of whole steps with AdamW, each way in a
+process of its own (`tests.benchmarks.training_memory`): weights, gradients and the optimizer's state are in it for all.
 "Supervised" is the share of all positions, prompts included, that have a loss.
 
 On a machine that others use, `--clock processor` counts the seconds of the processors instead of those of the wall.

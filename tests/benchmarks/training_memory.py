@@ -2,9 +2,8 @@
 
 python -m tests.benchmarks.training_memory '{"way": "redraft", "vocabulary": 2048, ...}'    (`MemoryCase`)
 
-On a CPU: resident memory, as the kernel counts it; the peak is that of the whole process, in which nothing before the
-steps took as much. On a GPU: the allocator's bytes. Two steps of forward, backward and AdamW, so that the optimizer's state
-is there in the second.
+Resident memory, as the kernel counts it; the peak is that of the whole process, in which nothing before the steps took
+as much. Two steps of forward, backward and AdamW, so that the optimizer's state is there in the second.
 """
 
 import json

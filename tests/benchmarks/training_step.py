@@ -1,8 +1,8 @@
 """A model of random weights, a batch, and the ways of computing a training step that its benchmark compares.
 
 Ways, all of which give the same loss and gradient:
-redraft: `core.training.loop.batch_loss` and its backward pass: logits of supervised tokens alone, never all at once where
-    they would be large, and the metrics by kind.
+redraft: `core.training.loop.batch_loss` and its backward pass: logits of supervised tokens alone, never all at once
+    where they would be large, and the metrics by kind.
 bare: the limit. Backbone, head on the supervised tokens, cross-entropy, backward, with nothing around them.
 plain: as the published training code has it: the batch in one forward, logits of every position, in fp32, and their
     cross-entropy. Its rows' losses are averaged.
