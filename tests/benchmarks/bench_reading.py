@@ -73,6 +73,9 @@ class Watched:
         self.seconds.append(time.perf_counter() - started)
         return batch
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.batches, name)
+
 
 def decoder(*, hidden: int, layers: int, eyes: bool) -> PretrainedDenoiser:
     """A Llama-like decoder of random weights, with or without a small SigLIP on LLaVA's tiles."""

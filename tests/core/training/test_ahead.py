@@ -11,6 +11,7 @@ from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
 from core.training.ahead import Ahead
 from core.training.batches import TrainingBatches
 from core.training.loop import train
+from core.training.parts import parts_of
 from core.training.settings import TrainSettings
 from tests.core.corruption.tables import LENGTH, TOKENIZER, world
 from tests.core.training.test_batches import image
@@ -44,6 +45,9 @@ class Counted:
             raise InputError(f"image of step {step} is gone")
         return step
 
+    def part(self, step, places_P):
+        return self.batch((step, *places_P.tolist()))
+
 
 def threads():
     return {thread for thread in threading.enumerate() if thread.name.startswith("next batch")}
@@ -64,6 +68,25 @@ def test_each_batch_is_made_once_and_none_beyond_the_last_step():
     with Ahead(counted, steps=5) as prepared:
         assert [prepared.batch(step) for step in range(5)] == list(range(5))
     assert counted.asked == list(range(5))
+
+
+def test_parts_of_a_step_are_read_ahead_one_by_one():
+    counted = Counted()
+    parts = parts_of(5, micro_batch=2, rank=0, world=1)
+    reads = [(step, part.places) for step in range(3) for part in parts]
+    with Ahead(counted, steps=3, parts=parts) as prepared:
+        found = [prepared.part(*read) for read in reads]
+    assert found == counted.asked == [(step, *places.tolist()) for step, places in reads]
+
+
+def test_training_in_parts_ahead_has_the_bits_of_training_without():
+    one, other = model(), model()
+    settings = SETTINGS.model_copy(update={"micro_batch": 4})
+    train(one, batches(one), settings)
+    with Ahead(batches(other), steps=settings.steps, parts=parts_of(6, micro_batch=4)) as prepared:
+        train(other, prepared, settings)
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
 
 
 def test_a_training_may_begin_anywhere_and_ask_out_of_order():
