@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from core.corruption.responses import encode_prompts
+from core.decoding.caching import reader_for
 from core.decoding.loop import decode, strategies
-from core.decoding.reading import Whole
 from core.decoding.settings import DecodeSettings
 from core.decoding.state import blank_canvas, mask_token
 from core.decoding.trace import Recorder
@@ -106,7 +106,7 @@ def _decode_batch(
     schedule, policy = strategies(setting)
     recorder, started = Recorder(), time.monotonic()
     decoded = decode(
-        Whole(model=model, features_BND=features_BND),
+        reader_for(model, canvas, setting, features_BND=features_BND, response_length=response_length),
         canvas,
         response_length=response_length,
         schedule=schedule,

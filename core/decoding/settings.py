@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 from core.errors import ConfigError
 from core.settings import Settings
 
-_NAME = re.compile(r"(?P<tokens_per_step>\d+)(\+(?P<extra_steps>\d+))? (?P<policy>\w+)(?P<options>( \w+=[\d.e-]+)*)")
-_OPTIONS = ("block_length", "start", "topk", "margin")
+_NAME = re.compile(r"(?P<tokens_per_step>\d+)(\+(?P<extra_steps>\d+))? (?P<policy>\w+)(?P<options>( \w+=[\w.-]+)*)")
+_OPTIONS = ("block_length", "start", "topk", "margin", "cache", "refresh")
 
 
 class DecodeSettings(Settings):
@@ -29,6 +29,19 @@ class DecodeSettings(Settings):
     """Overwrite only this share of the visible positions, those of highest new confidence."""
     margin: float = Field(default=0.0, ge=0, le=1)
     """Overwrite only where p(new) - p(old) is at least this."""
+
+    cache: Literal["none", "prefix", "dual"] = "none"
+    """none: exact. prefix: approximate, what is before the block is read again at its start and every `refresh` steps
+    alone; dual: and what is behind it, too. (That a model with prompt_attention = "prefix" reads its prompt once is
+    exact, and needs no setting.)"""
+    refresh: int = Field(default=1, ge=1)
+    """Steps from one reading of everything to the next; 1: every step, which is exact."""
+
+    @model_validator(mode="after")
+    def _only_a_cache_is_refreshed(self) -> Self:
+        if self.cache == "none" and self.refresh != 1:
+            raise ValueError("refresh is for cache=prefix and cache=dual: without a cache every step reads everything")
+        return self
 
     @model_validator(mode="after")
     def _freeze_takes_no_options(self) -> Self:
