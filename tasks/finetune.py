@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from pydantic import field_serializer
 
 from core.config import RunConfig
 from core.corruption.settings import ObjectiveSettings
@@ -18,7 +20,7 @@ from core.settings import Settings
 from core.stage import Output
 from core.training.batches import TrainingBatches
 from core.training.loop import train
-from core.training.settings import CURVES_FILE, TrainSettings, VisionSettings
+from core.training.settings import CURVES_FILE, TrainSettings, VisionSettings, dump_settings
 from core.training.vision import warm_up_vision
 from data_contracts import Samples, TrainingExamples
 from tasks.compute import load_model, return_memory, use_threads
@@ -65,6 +67,10 @@ class FinetuneConfig(Settings):
     train: TrainSettings
     objective: ObjectiveSettings
     seed: int
+
+    @field_serializer("train")
+    def _keeps_its_key(self, train: TrainSettings) -> dict[str, Any]:
+        return dump_settings(train)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="create model")
@@ -160,11 +166,14 @@ def finetune(
             batches,
             config.train,
             grounding_weight=config.objective.grounding_weight,
+            seed=config.seed,
             threads=threads,
             checkpoint_dir=output.work / "steps",
             on_metrics=note,
         )
         save_denoiser(denoiser, output.work / "model")
+        if result.adapter is not None:
+            result.adapter.save(output.work / "model")
         output.write_folder(output.work / "model")
         output.write_file(CURVES_FILE, json.dumps(curves).encode())
         before = int(read_manifest(place.store, model.uri).facts.get("train_steps", 0))

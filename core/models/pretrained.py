@@ -22,6 +22,7 @@ from core.models.merging import ImageFeatures, Merged, merge
 from core.models.prompt_attention import prefix_seen, prompt_attention_of, prompt_needed, with_prompt_attention
 from core.models.settings import PromptAttention
 from core.models.vision import Vision
+from core.token_losses import LinearHead, TokenLosses, token_losses
 
 Encode = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 """(language, embeddings (B, T, D), seen) -> final hidden states (B, T, D).
@@ -40,6 +41,10 @@ class TiedHead(nn.Module):
     def forward(self, hidden_ND: Tensor) -> Tensor:
         """(N, D) -> (N, V)."""
         return nn.functional.linear(hidden_ND, self._embedding[0].weight)
+
+    def linear(self) -> LinearHead:
+        """The layer that it is."""
+        return LinearHead(weight_VD=self._embedding[0].weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +170,11 @@ class PretrainedDenoiser(nn.Module):
         """(N, V) for the positions that were picked from `hidden`, and no others."""
         scores_NV: Tensor = self.head(hidden_ND)
         return scores_NV
+
+    def token_losses(self, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor) -> TokenLosses:
+        """See core.token_losses. A head of several layers scores all tokens at once."""
+        head = self.head.linear() if isinstance(self.head, TiedHead) else LinearHead.of(self.head)
+        return token_losses(hidden_ND, targets_N, weights_N, logits=self.logits, head=head)
 
     def matrix_names(self) -> frozenset[str]:
         """The weight matrices of all layers; embeddings, head and convolutions are none."""

@@ -25,6 +25,7 @@ from core.models.key_values import Remembering
 from core.models.prompt_attention import KEY, prefix_seen, prompt_attention_of, prompt_needed
 from core.models.scene_blocks import Block, rotation
 from core.models.settings import PromptAttention
+from core.token_losses import LinearHead, TokenLosses, token_losses
 
 _CACHED_ROWS = 16
 """Rows whose activations fit into a core's cache: 128 at once took 1.2 times as long a row."""
@@ -261,6 +262,10 @@ class SceneDenoiser(PreTrainedModel):  # type: ignore[no-untyped-call]  # transf
         """(N, D) -> (N, V)."""
         scores_NV: Tensor = self.lm_head(hidden_ND)
         return scores_NV
+
+    def token_losses(self, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor) -> TokenLosses:
+        """See core.token_losses."""
+        return token_losses(hidden_ND, targets_N, weights_N, logits=self.logits, head=LinearHead.of(self.lm_head))
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None, **_: Any

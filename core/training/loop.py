@@ -19,9 +19,10 @@ from torch.optim import Optimizer
 
 from core.errors import ConfigError, FatalError
 from core.models.denoiser import TrainableDenoiser
-from core.objectives import denoising, grounding
+from core.objectives import grounding, weighed
 from core.training.batches import Batch
 from core.training.checkpoint import TrainingState, load_latest, save_state
+from core.training.lora import Adapters, Merged
 from core.training.optim import (
     build_optimizers,
     learning_rate,
@@ -29,7 +30,7 @@ from core.training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from core.training.settings import TrainSettings
+from core.training.settings import TrainSettings, dump_settings
 from data_contracts import TokenKind
 
 CurvePoint = tuple[int, Mapping[str, float]]
@@ -49,12 +50,16 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """`resumed_at` updates were done before this call, which took `seconds`; `curve` has their metrics too."""
+    """`resumed_at` updates were done before this call, which took `seconds`; `curve` has their metrics too.
+
+    `adapter` was trained and is merged into the model, if `lora.rank` asked for one.
+    """
 
     steps: int
     resumed_at: int
     seconds: float
     curve: list[CurvePoint]
+    adapter: Merged | None = None
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -68,6 +73,7 @@ def train(
     settings: TrainSettings,
     *,
     grounding_weight: float = 0.0,
+    seed: int = 0,
     threads: int = 1,
     checkpoint_dir: Path | None = None,
     on_metrics: OnMetrics | None = None,
@@ -79,6 +85,7 @@ def train(
         batches: the rows.
         settings: how.
         grounding_weight: factor on the loss of the region head, where model and batch have regions.
+        seed: of the adapters, if there are any.
         threads: processor threads to compute with, set for the process: equal numbers give equal bits.
         checkpoint_dir: goes on from the newest checkpoint in it, and writes more there; None: neither.
         on_metrics: receives loss, loss and accuracy by kind, learning rate, gradient norm and steps a second.
@@ -87,6 +94,7 @@ def train(
         FatalError: if loss or gradient is not finite; the message names the step.
         ConfigError: if `checkpoint_dir` belongs to a training with other settings.
     """
+    adapters = Adapters(model, settings.lora, seed=seed) if settings.lora.rank else None
     optimizers = build_optimizers(model, settings)
     first, curve = _resume(model, optimizers, settings, checkpoint_dir)
     window, started = _Window(), time.monotonic()
@@ -108,7 +116,8 @@ def train(
             _save(model, optimizers, settings, curve, checkpoint_dir, done)
     model.train(False)
     seconds = time.monotonic() - started
-    return TrainResult(steps=settings.steps, resumed_at=first, seconds=seconds, curve=curve)
+    merged = None if adapters is None else adapters.merge()
+    return TrainResult(steps=settings.steps, resumed_at=first, seconds=seconds, curve=curve, adapter=merged)
 
 
 def batch_loss(model: TrainableDenoiser, batch: Batch, grounding_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -123,13 +132,9 @@ def batch_loss(model: TrainableDenoiser, batch: Batch, grounding_weight: float) 
         prompt_BL=batch.kinds_BL == TokenKind.PROMPT,
     )
     supervised_BL = batch.weights_BL != 0
-    loss, metrics = denoising(
-        model.logits(hidden_BLD[supervised_BL]),
-        batch.target_ids_BL[supervised_BL],
-        batch.weights_BL[supervised_BL],
-        batch.kinds_BL[supervised_BL],
-        rows=len(batch.input_ids_BL),
-    )
+    weights_N = batch.weights_BL[supervised_BL]
+    losses = model.token_losses(hidden_BLD[supervised_BL], batch.target_ids_BL[supervised_BL], weights_N)
+    loss, metrics = weighed(losses, weights_N, batch.kinds_BL[supervised_BL], rows=len(batch.input_ids_BL))
     if grounding_weight > 0 and regions_BLR is not None and batch.regions_BL is not None:
         region_loss, region_metrics = grounding(regions_BLR, batch.regions_BL)
         loss, metrics = loss + grounding_weight * region_loss, metrics | region_metrics
@@ -162,7 +167,7 @@ def _resume(
         return 0, []
     if state.about["settings"] != _decisive(settings):
         raise ConfigError(f"{folder} holds checkpoints of a training with other settings: use another folder")
-    model.load_state_dict(dict(state.model))
+    _load_trained(model, state.model)
     load_optimizer_tensors(model.named_parameters(), optimizers, state.optimizer)
     return state.step, [(step, metrics) for step, metrics in state.about["curve"]]
 
@@ -177,12 +182,27 @@ def _save(
 ) -> None:
     tensors = optimizer_tensors(model.named_parameters(), optimizers)
     about = {"settings": _decisive(settings), "curve": curve}
-    save_state(folder, TrainingState(step=step, model=model.state_dict(), optimizer=tensors, about=about))
+    save_state(folder, TrainingState(step=step, model=_trained(model), optimizer=tensors, about=about))
+
+
+def _trained(model: TrainableDenoiser) -> dict[str, Tensor]:
+    """The parameters that a training changes; the others are in the checkpoint that it started from."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def _load_trained(model: TrainableDenoiser, tensors: Mapping[str, Tensor]) -> None:
+    known = dict(model.named_parameters())
+    if strange := sorted(tensors.keys() - known.keys() | _trained(model).keys() - tensors.keys()):
+        raise ConfigError(f"the training's checkpoint belongs to another model: {strange[0]!r} is in one of them alone")
+    for name, tensor in tensors.items():
+        known[name].copy_(tensor)
 
 
 def _decisive(settings: TrainSettings) -> dict[str, object]:
     """The settings that the weights depend on."""
-    return settings.model_dump(mode="json", exclude={"log_every", "checkpoint_every"})
+    dumped = dump_settings(settings)
+    return {name: value for name, value in dumped.items() if name not in ("log_every", "checkpoint_every")}
 
 
 @dataclass

@@ -16,6 +16,7 @@ from torch.optim import AdamW, Optimizer
 
 from core.errors import ConfigError
 from core.models.denoiser import TrainableDenoiser
+from core.training.lora import is_adapter
 from core.training.settings import TrainSettings
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -76,6 +77,7 @@ class Muon(Optimizer):
 def build_optimizers(model: TrainableDenoiser, settings: TrainSettings) -> list[Optimizer]:
     """The optimizers that together update each trainable parameter of `model` once."""
     matrices = model.matrix_names() if settings.optimizer == "muon" else frozenset()
+    matrices -= {name for name in matrices if is_adapter(name)}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     hidden = [p for name, p in named if name in matrices]
     other = [p for name, p in named if name not in matrices]

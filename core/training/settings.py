@@ -1,6 +1,6 @@
 """Settings of the training loop. Import-light: the command line reads them before it needs torch."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -8,6 +8,17 @@ from core.settings import Settings
 
 CURVES_FILE = "training_curves.json"
 """File of a trained checkpoint with [[step, {metric: mean}], ...]."""
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters (Hu et al. 2021) in place of the language model's own weights, merged into them at the end."""
+
+    rank: int = Field(default=0, ge=0)
+    """Rank of each adapter; 0: no adapters, all weights are trained."""
+    alpha: float = Field(default=32.0, gt=0.0)
+    """An adapter's product is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Ends of the names of the layers that get one, e.g. q_proj; none: every linear layer of the language model."""
 
 
 class TrainSettings(Settings):
@@ -24,15 +35,29 @@ class TrainSettings(Settings):
     floor: float = Field(default=0.05, ge=0.0, le=1.0)
     """Share of `lr` that the cosine ends at."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    """muon: Muon for the matrices between hidden layers, AdamW for the rest. adamw: AdamW for all."""
+    """muon: Muon for the matrices between hidden layers, AdamW for the rest, adapters too. adamw: AdamW for all."""
     weight_decay: float = Field(default=0.01, ge=0.0)
     """Decoupled: an update shrinks each weight by this share of the learning rate."""
+    lora: LoraSettings = LoraSettings()
     grad_clip: float = Field(default=1.0, gt=0.0)
     """Largest norm of the gradient: 1/t weights are heavy-tailed."""
     log_every: int = Field(default=20, ge=1)
     """Updates between two reports of the metrics' means."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Updates between two checkpoints, from which an interrupted training goes on exactly."""
+
+
+_LATER = ("lora",)
+
+
+def dump_settings(settings: TrainSettings) -> dict[str, Any]:
+    """As JSON; a key of _LATER at its default is left out, so that work keeps the key that it had before there was one.
+
+    Nothing is left out of a group of settings that differs from its default anywhere.
+    """
+    fields = type(settings).model_fields
+    unset = {name for name in _LATER if getattr(settings, name) == fields[name].default}
+    return settings.model_dump(mode="json", exclude=unset)
 
 
 class VisionSettings(TrainSettings):
