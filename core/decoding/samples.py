@@ -13,13 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from core.corruption.responses import encode_prompts
-from core.decoding.caching import reader_for
-from core.decoding.loop import decode, strategies
 from core.decoding.settings import DecodeSettings
-from core.decoding.state import blank_canvas, mask_token
+from core.decoding.strategies import strategies
 from core.decoding.trace import Recorder
 from core.errors import RowError
 from core.models.denoiser import Denoiser, Features
+from core.seeds import stream_key
 
 LoadImage = Callable[[str], NDArray[np.uint8]]
 OnDecoded = Callable[[int, int], None]
@@ -29,14 +28,15 @@ OnDecoded = Callable[[int, int], None]
 class DecodedBatch:
     """One batch under one setting. `rows` are row numbers of the samples, `prompts` their prompts' ids.
 
-    writes: see `Recorder.frame`, its `row` counting within the batch; empty if not recorded.
+    nfe_B: forwards that each answer takes; guidance takes two a step. writes: see `Recorder.frame`, its `row` counting
+    within the batch; empty if not recorded.
     """
 
     rows: list[int]
     prompts: list[list[int]]
     setting: DecodeSettings
     token_ids_BR: NDArray[np.int32]
-    nfe: int
+    nfe_B: list[int]
     seconds: float
     writes: pl.DataFrame
 
@@ -77,6 +77,7 @@ def decode_samples(
                 model,
                 setting,
                 rows=rows,
+                sample_ids=samples["sample_id"][rows].to_list(),
                 prompts=[ids[row] for row in rows],
                 features_BND=features_BND,
                 response_length=response_length,
@@ -91,26 +92,20 @@ def _decode_batch(
     setting: DecodeSettings,
     *,
     rows: list[int],
+    sample_ids: list[str],
     prompts: list[list[int]],
     features_BND: Features | None,
     response_length: int,
     record: bool,
 ) -> DecodedBatch:
-    canvas = blank_canvas(
-        prompts,
-        response_length=response_length,
-        mask_id=mask_token(model),
-        pad_id=int(model.tokenizer.pad_token_id),
-        device=model.device,
-    )
-    schedule, policy = strategies(setting)
+    chosen = strategies(setting, model)
+    streams = [stream_key(setting.seed, "decode", sample) for sample in sample_ids]
+    canvas = chosen.canvas(model, prompts, response_length=response_length, streams=streams)
     recorder, started = Recorder(), time.monotonic()
-    decoded = decode(
-        reader_for(model, canvas, setting, features_BND=features_BND, response_length=response_length),
+    decoded = chosen.decode(
+        chosen.reader(model, features_BND, response_length=response_length),
         canvas,
         response_length=response_length,
-        schedule=schedule,
-        policy=policy,
         recorder=recorder if record else None,
     )
     return DecodedBatch(
@@ -118,7 +113,7 @@ def _decode_batch(
         prompts=prompts,
         setting=setting,
         token_ids_BR=decoded.token_ids_BR.numpy().astype(np.int32),
-        nfe=decoded.nfe,
+        nfe_B=(decoded.nfe_B * setting.forwards_per_step).tolist(),
         seconds=time.monotonic() - started,
         writes=recorder.frame(),
     )

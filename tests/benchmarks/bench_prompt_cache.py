@@ -13,16 +13,14 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from core.decoding.caching import reader_for
-from core.decoding.loop import decode, strategies
 from core.decoding.reading import Reader, Whole
 from core.decoding.settings import DecodeSettings
-from core.decoding.state import blank_canvas, mask_token
+from core.decoding.state import Canvas
+from core.decoding.strategies import strategies
 from core.models.decoders import decoder_family
 from core.models.key_values import KeyValues
 from core.models.merging import ImageFeatures
@@ -49,24 +47,16 @@ class Work:
 
     def decoded(self, *, cached: bool) -> Tensor:
         """(1, R) tokens, prompt and all."""
-        model, canvas = self.model, self.canvas()
-        reader: Reader = Whole(model=model, features_BND=self.features)
+        chosen = strategies(self.settings, self.model)
+        reader: Reader = Whole(model=self.model, features_BND=self.features)
         if cached:
-            reader = reader_for(
-                model, canvas, self.settings, features_BND=self.features, response_length=self.response
-            )
-        schedule, policy = strategies(self.settings)
-        return decode(reader, canvas, response_length=self.response, schedule=schedule, policy=policy).token_ids_BR
+            reader = chosen.reader(self.model, self.features, response_length=self.response)
+        return chosen.decode(reader, self.canvas(), response_length=self.response).token_ids_BR
 
-    def canvas(self) -> Any:
+    def canvas(self) -> Canvas:
         """The start of the decoding."""
-        return blank_canvas(
-            [self.prompt],
-            response_length=self.response,
-            mask_id=mask_token(self.model),
-            pad_id=int(self.model.tokenizer.pad_token_id),
-            device=self.model.device,
-        )
+        chosen = strategies(self.settings, self.model)
+        return chosen.canvas(self.model, [self.prompt], response_length=self.response)
 
     @torch.inference_mode()
     def bare(self, steps: int) -> None:

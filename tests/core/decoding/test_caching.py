@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from core.decoding.caching import PromptCache, reader_for
-from core.decoding.loop import Decoded, decode, strategies
+from core.decoding.caching import PromptCache
+from core.decoding.loop import Decoded
 from core.decoding.reading import Reader, Whole
 from core.decoding.settings import DecodeSettings
-from core.decoding.state import Canvas, blank_canvas, mask_token
+from core.decoding.state import Canvas
+from core.decoding.strategies import strategies
 from core.errors import ConfigError
 from core.models.denoiser import load_denoiser
 from core.models.key_values import KeyValues
@@ -31,7 +32,15 @@ PICTURES = ("wide_200x110", "tall_50x90", "square_56x56")
 IMAGE = -200
 LEAVING = "6+9 refine margin=0.8"
 """Rows come to rest in different extra steps, and leave the batch."""
-EXACT = ("4 freeze", "3 refine", "5+4 refine block_length=10", "2 freeze block_length=7", LEAVING)
+EXACT = (
+    "4 freeze",
+    "3 refine",
+    "5+4 refine block_length=10",
+    "2 freeze block_length=7",
+    LEAVING,
+    "2 refine block_length=8 threshold=0.9",
+    "4+1 refine beginning=7,9 suffix=11 cfg_scale=0.5",
+)
 
 
 def scene_model(seed: int = 0) -> SceneDenoiser:
@@ -80,15 +89,16 @@ def features_for(model: Any) -> Any:
     return model.image_features(model.pixels(pictures))
 
 
-def canvas_for(model: Any, prompts: Sequence[Sequence[int]]) -> Canvas:
-    pad = int(model.tokenizer.pad_token_id)
-    cpu = torch.device("cpu")
-    return blank_canvas(prompts, response_length=LENGTH, mask_id=mask_token(model), pad_id=pad, device=cpu)
+def canvas_for(model: Any, prompts: Sequence[Sequence[int]], settings: DecodeSettings) -> Canvas:
+    return strategies(settings, model).canvas(model, prompts, response_length=LENGTH)
 
 
-def run(reader: Reader, canvas: Canvas, settings: DecodeSettings) -> Decoded:
-    schedule, policy = strategies(settings)
-    return decode(reader, canvas, response_length=LENGTH, schedule=schedule, policy=policy)
+def reader_for(model: Any, settings: DecodeSettings, features: Any = None) -> Any:
+    return strategies(settings, model).reader(model, features, response_length=LENGTH)
+
+
+def run(model: Any, reader: Reader, canvas: Canvas, settings: DecodeSettings) -> Decoded:
+    return strategies(settings, model).decode(reader, canvas, response_length=LENGTH)
 
 
 def whole_and_chosen(model: Any, name: str, rows: Sequence[int] = (0, 1, 2)) -> tuple[Decoded, Decoded]:
@@ -97,11 +107,15 @@ def whole_and_chosen(model: Any, name: str, rows: Sequence[int] = (0, 1, 2)) -> 
     with torch.inference_mode():
         features = features_for(model)
     features = None if features is None else features[chosen]
-    canvas = canvas_for(model, prompts_for(model)).select(chosen)
-    reader = reader_for(model, canvas, settings, features_BND=features, response_length=LENGTH)
+    canvas = canvas_for(model, prompts_for(model), settings).select(chosen)
+    reader = reader_for(model, settings, features)
     assert not isinstance(reader, Whole)
-    whole = run(Whole(model=model, features_BND=features), canvas, settings)
-    return whole, run(reader, canvas, settings)
+    plain = Whole(model=model, features_BND=features)
+    if settings.cfg_scale:
+        assert not isinstance(reader.seen, Whole)
+        plain = replace(reader, seen=plain)
+    whole = run(model, plain, canvas, settings)
+    return whole, run(model, reader, canvas, settings)
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -150,6 +164,9 @@ class Counting:
     inner: Any
     seen: list[int] = field(default_factory=list)
 
+    def remember_prompt(self, ids_BL: Tensor, **known: Any) -> KeyValues:
+        return self.inner.remember_prompt(ids_BL, **known)
+
     def remember(self, ids_BL: Tensor, **known: Any) -> tuple[Tensor, KeyValues]:
         hidden, found = self.inner.remember(ids_BL, **known)
         self.seen.append(found.width)
@@ -171,14 +188,14 @@ class Counting:
     ],
 )
 def test_a_step_runs_the_positions_that_its_cache_promises_and_no_others(models, attention, options, positions):
-    """Two blocks of 12, three steps each, and an extra step; 36 positions of image, 3 of prompt."""
+    """Two blocks of 12, three steps each, and an extra step; 15 positions of prompt."""
     model = models["scene"]
     model.attend(attention)
     settings = DecodeSettings.parse(f"4+1 refine block_length=12{options}")
-    canvas = canvas_for(model, prompts_for(model, (15,)))
-    reader: Any = reader_for(model, canvas, settings, features_BND=None, response_length=LENGTH)
+    canvas = canvas_for(model, prompts_for(model, (15,)), settings)
+    reader = reader_for(model, settings)
     counting = Counting(reader.memory)
-    run(replace(reader, memory=counting), canvas, settings)
+    run(model, replace(reader, memory=counting), canvas, settings)
     model.attend("full")
     assert counting.seen == positions
     assert isinstance(reader, PromptCache) == (attention == "prefix")
@@ -197,17 +214,14 @@ def test_the_prompt_cache_is_exact_for_any_prompts_and_plans(lengths, tokens, bl
     model = scene_model(seed)
     model.attend("prefix")
     settings = DecodeSettings(tokens_per_step=tokens, extra_steps=extra, block_length=block)
-    canvas = canvas_for(model, prompts_for(model, lengths))
-    cached = reader_for(model, canvas, settings, features_BND=None, response_length=LENGTH)
-    expected = run(Whole(model=model), canvas, settings)
-    assert run(cached, canvas, settings).token_ids_BR.tolist() == expected.token_ids_BR.tolist()
+    canvas = canvas_for(model, prompts_for(model, lengths), settings)
+    expected = run(model, Whole(model=model), canvas, settings)
+    found = run(model, reader_for(model, settings), canvas, settings)
+    assert found.token_ids_BR.tolist() == expected.token_ids_BR.tolist()
 
 
 def test_a_model_that_keeps_no_keys_says_so():
     model = TinyDenoiser()
-    canvas = canvas_for(model, [[1, 2]])
-    asked = DecodeSettings(cache="dual", refresh=4)
     with pytest.raises(ConfigError, match="keeps no keys and values"):
-        reader_for(model, canvas, asked, features_BND=None, response_length=LENGTH)
-    reader = reader_for(model, canvas, DecodeSettings(), features_BND=None, response_length=LENGTH)
-    assert isinstance(reader, Whole)
+        reader_for(model, DecodeSettings(cache="dual", refresh=4))
+    assert isinstance(reader_for(model, DecodeSettings()), Whole)
