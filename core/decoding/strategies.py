@@ -91,7 +91,7 @@ def strategies(settings: DecodeSettings, model: HasTokenizer) -> Strategies:
     policy = Refine(start=settings.start, topk=settings.topk, margin=settings.margin, grid_bits=settings.grid_bits)
     words = tuple(_text(tokenizer, (word,)) for word in settings.stop)
     return Strategies(
-        schedule=_schedule(settings),
+        schedule=schedule_of(settings),
         policy=Freeze() if settings.policy == "freeze" else policy,
         scoring=Scoring(
             measure=_MEASURES[settings.confidence],
@@ -112,7 +112,8 @@ def strategies(settings: DecodeSettings, model: HasTokenizer) -> Strategies:
 _MEASURES: dict[str, Measure] = {"probability": Probability(), "margin": Margin(), "entropy": Entropy()}
 
 
-def _schedule(settings: DecodeSettings) -> Schedule:
+def schedule_of(settings: DecodeSettings) -> Schedule:
+    """What the settings reveal when."""
     blocks = Blocks(
         tokens_per_step=settings.tokens_per_step,
         steps=settings.steps,
