@@ -24,6 +24,10 @@ def _in_blocks(*paces: str, options: str = "") -> tuple[str, ...]:
     return tuple(f"{pace} {policy} block_length=16{options}" for policy in ("refine", "freeze") for pace in paces)
 
 
+def _cache(kind: str, refresh: int) -> str:
+    return f" cache={kind}" + (f" refresh={refresh}" if refresh > 1 else "")
+
+
 class Arm(Settings):
     """A model of the lab (a recipe of `flows.experiments.lab`) and the decoder settings that it is measured in."""
 
@@ -112,7 +116,7 @@ CATALOGUE = {
             "all of it": ("all three", "published"),
         },
     ),
-    "E-prefix": Experiment(
+    "prompt-attention": Experiment(
         title="Prompt attention: stage 1 from the same base on the same rows, with the prompt blind to the response",
         arms={
             "full": Arm(model="stage 1", settings=BOTH),
@@ -124,7 +128,7 @@ CATALOGUE = {
             "prefix attention without the training": ("full, decoded with prefix", "full"),
         },
     ),
-    "E-cache": Experiment(
+    "approximate-decoding": Experiment(
         title="Approximate decoding of the trained model: stale keys and values, and revealing by confidence",
         about="decoding",
         arms={
@@ -132,9 +136,7 @@ CATALOGUE = {
             **{
                 f"{cache} cache, refresh {refresh}": Arm(
                     model="round 2",
-                    settings=_in_blocks(
-                        "2", "4", options=f" cache={cache}" + (f" refresh={refresh}" if refresh > 1 else "")
-                    ),
+                    settings=_in_blocks("2", "4", options=_cache(cache, refresh)),
                 )
                 for cache in ("prefix", "dual")
                 for refresh in (1, 2, 4, 8)
