@@ -59,6 +59,20 @@ class Denoiser(Protocol):
         """Where the weights are, and token ids are expected."""
         ...
 
+    @property
+    def max_positions(self) -> int:
+        """The longest row that it reads: text, and the features of images that stand inside the text."""
+        ...
+
+    def image_positions(self, width: int, height: int) -> int:
+        """Positions of a row that an image of this size in pixels takes; 0 if images stand outside of the text.
+
+        Raises:
+            InputError: if the model reads no images.
+            ValueError: if it cannot read one of this size.
+        """
+        ...
+
     def pixels(self, images: Sequence[np.ndarray]) -> Pixels:
         """Preprocess uint8 images of H x W x 3, each of any size, on the model's device."""
         ...

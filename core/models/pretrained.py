@@ -98,6 +98,15 @@ class PretrainedDenoiser(nn.Module):
         """Of the token embedding."""
         return self.get_input_embeddings().weight.dtype
 
+    @property
+    def max_positions(self) -> int:
+        """Of text and images together."""
+        return self.layout.max_positions
+
+    def image_positions(self, width: int, height: int) -> int:
+        """As many as the image has features."""
+        return self._vision().positions(width, height)
+
     def pixels(self, images: Sequence[np.ndarray]) -> Any:
         """uint8 images of H x W x 3, preprocessed, on the model's device."""
         return self._vision().pixels([_checked(image) for image in images]).to(self.device)

@@ -167,6 +167,16 @@ class SceneDenoiser(PreTrainedModel):  # type: ignore[no-untyped-call]  # transf
         """The token embedding."""
         return self.token_embedding
 
+    @property
+    def max_positions(self) -> int:
+        """Of text alone: the image has positions of its own."""
+        return self.config.max_length
+
+    def image_positions(self, width: int, height: int) -> int:
+        """None: regions stand before the text, and are equally many for each image."""
+        del width, height
+        return 0
+
     def pixels(self, images: Sequence[np.ndarray]) -> Tensor:
         """uint8 images of H x W x 3 -> (B, 3, image_height, image_width) in [-1, 1]; resized if they need to be."""
         height, width = self.config.image_height, self.config.image_width

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from core.settings import Settings
 
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+
 PromptAttention = Literal["full", "prefix"]
 """full: every position sees every other. prefix: prompt and images see nothing of the response, which sees all."""
 

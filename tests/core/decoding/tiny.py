@@ -53,6 +53,14 @@ class TinyDenoiser(nn.Module):
     def device(self) -> torch.device:
         return self.tokens.device
 
+    @property
+    def max_positions(self) -> int:
+        return len(self.places)
+
+    def image_positions(self, width: int, height: int) -> int:
+        del width, height
+        return 0
+
     def pixels(self, images: Sequence[np.ndarray]) -> Tensor:
         self.images_seen += len(images)
         return torch.from_numpy(np.stack([image.reshape(-1, 3)[:4] for image in images])).float()
