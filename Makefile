@@ -37,6 +37,7 @@ bench: install  ## writes tests/results/benchmarks/*.json, and the README's tabl
 	$(BIN)/python -m tests.benchmarks.bench_decode --out tests/results/benchmarks/decode.json
 	$(BIN)/python -m tests.benchmarks.bench_prompt_cache --out tests/results/benchmarks/prompt_cache.json
 	$(BIN)/python -m tests.benchmarks.bench_train_step --out tests/results/benchmarks/train_step.json
+	$(BIN)/python -m tests.benchmarks.bench_memory_planner --out tests/results/benchmarks/memory_planner.json
 	$(BIN)/python -m tests.benchmarks.bench_corruption --out tests/results/benchmarks/corruption.json
 	$(BIN)/python -m tests.benchmarks.bench_assembly --out tests/results/benchmarks/assembly.json
 	$(BIN)/python -m tests.benchmarks.bench_reading --out tests/results/benchmarks/reading.json

@@ -15,6 +15,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from core.errors import ConfigError, InputError
 from core.models.checkpoint import check_values, listed, open_checkpoint
 from core.models.devices import Placement
+from core.models.key_values import Remembering
 from core.models.pretrained import Layout, PretrainedDenoiser
 from core.models.settings import PromptAttention
 from core.models.special_tokens import set_special_tokens
@@ -47,6 +48,10 @@ class MaskedLMDenoiser(PretrainedDenoiser):
                 "'full', or leave it out"
             )
         super().attend(prompt_attention)
+
+    def remembering(self) -> Remembering:
+        """Not possible: these layers keep no keys and values."""
+        raise ConfigError("a masked language model of transformers keeps no keys and values: decode it without cache=")
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """As transformers writes this model."""
