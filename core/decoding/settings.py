@@ -98,8 +98,8 @@ class DecodeSettings(Settings):
             raise ValueError("seed needs a temperature, or the schedule origin")
         if self.schedule == "origin" and ("threshold" in changed or "confidence" in changed):
             raise ValueError("the schedule origin reveals by chance: leave out threshold and confidence")
-        if self.confidence != "probability" and ("threshold" in changed or "late" in changed):
-            raise ValueError("threshold and late are of the confidence 'probability'")
+        if self.confidence != "probability" and changed.keys() & {"threshold", "late", "margin"}:
+            raise ValueError("threshold, late and margin are of the confidence 'probability'")
         return self
 
     def _changed(self) -> dict[str, Any]:
