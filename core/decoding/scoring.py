@@ -153,7 +153,7 @@ def _best(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
     main = vocabulary // _BLOCK * _BLOCK
     if main == 0:
         return logits_NV.max(dim=1)[:2]
-    blocks_NCK = logits_NV[:, :main].unflatten(1, (-1, _BLOCK))
+    blocks_NCK = logits_NV[:, :main].view(rows, -1, _BLOCK)
     block_N = blocks_NCK.amax(dim=2).argmax(dim=1)
     within_NK = blocks_NCK.gather(1, block_N[:, None, None].expand(rows, 1, _BLOCK))[:, 0]
     best_N, token_N = within_NK.max(dim=1)
