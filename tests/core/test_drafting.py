@@ -156,7 +156,7 @@ def test_answers_are_the_texts_of_the_drafts() -> None:
 def test_what_a_draft_was_given_and_how_many_forwards_it_took_are_told() -> None:
     early, given, guided = (
         DecodeSettings.parse(name)
-        for name in ("1 freeze threshold=0.2", "4 refine beginning=w01,w02 suffix=w03", "5 freeze cfg_scale=1.0")
+        for name in ("1 freeze threshold=0.9", "4 refine beginning=w01,w02 suffix=w03", "5 freeze cfg_scale=1.0")
     )
     model = TinyDenoiser()
     drafted = draft(
