@@ -74,6 +74,8 @@ def redraft_run(config: dict[str, Any], place: dict[str, Any], run: str, command
         processes=settings.compute.processes,
         parent=parent,
     )
+    if settings.compute.one_model:
+        baseline.wait()
     start = stage_one(settings, here, ground, beside, first)
     close_round(here, first)
     rounds = self_correction(settings, here, ground, start, ground.used, parent)

@@ -1,6 +1,6 @@
 """A training in several processes of this machine: torchrun inside a job, followed line by line.
 
-The job travels as files below its work folder: job.json, the rows and the places of their images as Parquet. Process 0
+The job travels as files in its work folder: JSON, and the rows and the places of their images as Parquet. Process 0
 writes a line of JSON for every report, and in the end the checkpoint and result.json.
 """
 
@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -20,7 +20,8 @@ from core.errors import FatalError, RedraftError
 from core.training.job import TrainJob
 from core.training.loop import OnMetrics, TrainResult
 
-JOB, ROWS, IMAGES, RESULT, ERROR = "job.json", "rows.parquet", "images.parquet", "result.json", "error.json"
+JOB, DEVICES, ROWS, IMAGES = "job.json", "devices.json", "rows.parquet", "images.parquet"
+RESULT, ERROR = "result.json", "error.json"
 REPORT = "redraft-report "
 """Begins a line that is a report and no chatter."""
 
@@ -33,16 +34,16 @@ def train_apart(
     rows: pl.DataFrame,
     image_file: Callable[[str], Path],
     *,
-    processes: int,
+    devices: Sequence[str],
     on_metrics: OnMetrics,
 ) -> TrainResult:
-    """As `train_here`, in `processes` processes, which end when this one does. Adapters are written, not returned.
+    """As `train_here`, in one process a device, which end when this one does. Adapters are written, not returned.
 
     Args:
         job: what is done.
         rows: TrainingExamples.
         image_file: file of an image, by its sha256.
-        processes: how many; with GPUs, one each.
+        devices: where each process computes: GPUs, or the processor as often as processes shall share it.
         on_metrics: receives the reports as they come.
 
     Raises:
@@ -54,13 +55,14 @@ def train_apart(
     for name in (RESULT, ERROR):
         (folder / name).unlink(missing_ok=True)
     (folder / JOB).write_text(job.model_dump_json())
+    (folder / DEVICES).write_text(json.dumps(list(devices)))
     rows.write_parquet(folder / ROWS)
     shas = rows["image_sha"].drop_nulls().unique(maintain_order=True)
     places = [str(image_file(sha)) for sha in shas]
     pl.DataFrame({"sha": shas, "file": places}, schema={"sha": pl.String, "file": pl.String}).write_parquet(
         folder / IMAGES
     )
-    with _torchrun(folder, processes) as child:
+    with _torchrun(folder, len(devices)) as child:
         last = _follow(child, on_metrics)
         code = child.wait()
     if code != 0:

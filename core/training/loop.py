@@ -38,6 +38,7 @@ from core.training.settings import TrainSettings, dump_settings
 from core.training.sharding import ALONE, Processes, deal_out, put_together, share_of, whole
 from core.training.trainee import Trainee, prepare
 from core.training.window import Window
+from data_contracts import TokenKind
 
 CurvePoint = tuple[int, Mapping[str, float]]
 """Number of updates done, and the means of the metrics since the point before."""
@@ -209,7 +210,10 @@ def batch_loss(model: TrainableDenoiser, batch: Batch, grounding_weight: float) 
     if features_BND is not None and batch.image_index_B is not None:
         features_BND = features_BND[batch.image_index_B]
     hidden_BLD, regions_BLR = model.hidden_and_regions(
-        batch.input_ids_BL, valid_BL=batch.valid_BL, features_BND=features_BND
+        batch.input_ids_BL,
+        valid_BL=batch.valid_BL,
+        features_BND=features_BND,
+        prompt_BL=batch.kinds_BL == TokenKind.PROMPT,
     )
     supervised_BL = batch.weights_BL != 0
     weights_N = batch.weights_BL[supervised_BL]

@@ -15,14 +15,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from core.errors import RedraftError
 from core.ingest.images import decode
 from core.training.job import TrainJob, train_here
-from core.training.launch import ERROR, IMAGES, JOB, REPORT, RESULT, ROWS
+from core.training.launch import DEVICES, ERROR, IMAGES, JOB, REPORT, RESULT, ROWS
 from core.training.sharding import Processes
 
 
 def main(folder: Path) -> int:
     """Train. Returns the exit code."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    processes, device = _join()
+    processes, device = _join(json.loads((folder / DEVICES).read_text()))
     files = dict(pl.read_parquet(folder / IMAGES).iter_rows())
     try:
         result = train_here(
@@ -51,17 +51,14 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _join() -> tuple[Processes, str]:
-    """Find the others. One GPU a process, where there are any."""
-    if not torch.cuda.is_available():
-        dist.init_process_group("gloo")
-        kind = device = "cpu"
-    else:
-        kind, device = "cuda", f"cuda:{dist.get_node_local_rank()}"
+def _join(devices: list[str]) -> tuple[Processes, str]:
+    """Find the others, and this process's device."""
+    device = torch.device(devices[dist.get_node_local_rank()])
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl")
-    mesh = init_device_mesh(kind, (dist.get_world_size(),))
-    return Processes(rank=dist.get_rank(), world=dist.get_world_size(), mesh=mesh), device
+    dist.init_process_group("gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl")
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    return Processes(rank=dist.get_rank(), world=dist.get_world_size(), mesh=mesh), str(device)
 
 
 def _report(step: int, metrics: Mapping[str, float]) -> None:
