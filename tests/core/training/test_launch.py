@@ -16,10 +16,11 @@ from core.errors import ConfigError
 from core.models.denoiser import load_denoiser
 from core.training.job import MODEL, STEPS, TrainJob, train_here
 from core.training.launch import train_apart
+from core.training.loop import train
 from core.training.settings import LoraSettings, TrainSettings
 from tests.core.models.checkpoints import DATA, published
 from tests.core.models.test_published_use import LENGTH, PICTURES, load_image, samples
-from tests.core.training.trainings import apart
+from tests.core.training.trainings import Cut, apart, batches_of
 
 SETTINGS = TrainSettings(
     steps=4, batch_size=4, lr=1e-3, warmup=0, optimizer="adamw", log_every=1, checkpoint_every=1,
@@ -78,8 +79,8 @@ train_apart(job, rows, FILES.__getitem__, devices=["cpu", "cpu"], on_metrics=lam
 """
 
 
-def test_workers_end_with_a_parent_that_is_killed_and_what_they_wrote_can_be_gone_on_with(tmp_path):
-    job, rows = job_in(tmp_path)
+def test_workers_end_with_a_parent_that_is_killed_and_leave_checkpoints(tmp_path):
+    job, _ = job_in(tmp_path)
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     while int(parent.stdout.readline() or 100_000) < 2:
@@ -91,3 +92,30 @@ def test_workers_end_with_a_parent_that_is_killed_and_what_they_wrote_can_be_gon
     _, left = psutil.wait_procs(family, timeout=60)
     assert not [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert list((job.work / STEPS).glob("step-*"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lora", [LoraSettings(), LoraSettings(rank=2)])
+def test_a_process_that_shards_on_a_gpu_does_what_one_without_shards_does(tmp_path, lora):
+    update = {"lora": lora, "precision": "bf16", "gradient_checkpointing": True, "micro_batch": 2}
+    job, rows = job_in(tmp_path, SETTINGS.model_copy(update=update))
+    result = train_apart(job, rows, FILES.__getitem__, devices=["cuda:0"], on_metrics=lambda *_: None)
+    alone = job.model_copy(update={"work": tmp_path / "alone"})
+    expected = train_here(alone, rows, load_image, device="cuda:0", on_metrics=lambda *_: None)
+    for (_, ours), (_, theirs) in zip(result.curve, expected.curve, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.01)
+    models = [load_denoiser(one.work / MODEL) for one in (job, alone)]
+    assert apart(*models, load_denoiser(job.model)) < 0.2
+
+
+@pytest.mark.gpu
+def test_a_training_on_a_gpu_goes_on_from_its_checkpoint(tmp_path):
+    settings = SETTINGS.model_copy(update={"checkpoint_every": 2})
+    model = load_denoiser(job_in(tmp_path, settings)[0].model, device="cuda:0")
+    with pytest.raises(InterruptedError):
+        train(model, Cut(batches_of(model, settings), 3), settings, checkpoint_dir=tmp_path / "steps")
+    whole, again = (load_denoiser(tmp_path / "llada_v_tiny", device="cuda:0") for _ in range(2))
+    train(whole, batches_of(whole, settings), settings)
+    result = train(again, batches_of(again, settings), settings, checkpoint_dir=tmp_path / "steps")
+    assert result.resumed_at == 2
+    assert apart(again, whole, load_denoiser(tmp_path / "llada_v_tiny", device="cuda:0")) < 5e-3

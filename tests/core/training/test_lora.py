@@ -7,16 +7,13 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM
 
-from core.corruption.mask import mask_rows
-from core.corruption.settings import MaskSettings, ObjectiveSettings
 from core.errors import ConfigError
 from core.models.denoiser import load_denoiser, save_denoiser
-from core.training.batches import TrainingBatches
 from core.training.loop import train
 from core.training.lora import Adapters
 from core.training.settings import LoraSettings, TrainSettings
 from tests.core.models.checkpoints import published
-from tests.core.models.test_published_use import LENGTH, SHAS, load_image, samples
+from tests.core.training.trainings import Cut, batches_of, same_bits, weights
 
 LORA = LoraSettings(rank=4, alpha=8.0)
 SETTINGS = TrainSettings(steps=4, batch_size=4, lr=1e-2, warmup=0, checkpoint_every=2, lora=LORA)
@@ -28,31 +25,8 @@ def folder(tmp_path):
     return published(tmp_path, "llada_v_tiny")
 
 
-def batches_of(model, shas=(*SHAS, *SHAS)):
-    rows = mask_rows(
-        samples(shas), model.tokenizer, settings=MaskSettings(draws=2), response_length=LENGTH, seed=0
-    ).examples
-    return TrainingBatches(rows, model, load_image, batch_size=4, seed=0, objective=ObjectiveSettings())
-
-
-class Until:
-    """Batches that end with an error at a step, as a killed training's do."""
-
-    def __init__(self, batches, steps):
-        self.batches, self.steps = batches, steps
-
-    def batch(self, step):
-        if step >= self.steps:
-            raise InterruptedError
-        return self.batches.batch(step)
-
-
-def weights(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
 def scores(model):
-    batch = batches_of(model).batch(0)
+    batch = batches_of(model, SETTINGS).batch(0)
     with torch.no_grad():
         features = model.image_features(batch.pixels)[batch.image_index_B]
         return model.logits(model.hidden(batch.input_ids_BL, valid_BL=batch.valid_BL, features_BND=features))
@@ -78,7 +52,7 @@ def test_new_adapters_change_nothing_and_come_from_the_seed_alone(folder):
 def test_only_the_adapted_weights_move_and_the_merged_model_computes_what_the_adapted_one_did(folder, tmp_path):
     model = load_denoiser(folder)
     before = weights(model)
-    result = train(model, batches_of(model), SETTINGS, seed=3)
+    result = train(model, batches_of(model, SETTINGS), SETTINGS, seed=3)
     after = weights(model)
     assert after.keys() == before.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -104,7 +78,7 @@ def test_the_written_adapter_fits_the_published_names(folder, tmp_path):
     """peft itself puts it on transformers' Llama, which has the published names of LLaDA-V's language model."""
     model = load_denoiser(folder)
     config = model.language.config
-    train(model, batches_of(model), SETTINGS, seed=3).adapter.save(tmp_path)
+    train(model, batches_of(model, SETTINGS), SETTINGS, seed=3).adapter.save(tmp_path)
     llama = LlamaForCausalLM(config)
     llama.model.load_state_dict(load_denoiser(folder).language.state_dict())
     merged = PeftModel.from_pretrained(llama, tmp_path / "adapter").merge_and_unload()
@@ -117,15 +91,14 @@ def test_the_written_adapter_fits_the_published_names(folder, tmp_path):
 def test_a_killed_and_resumed_lora_training_ends_with_the_same_bits(folder, tmp_path, optimizer):
     settings = SETTINGS.model_copy(update={"optimizer": optimizer})
     whole, cut, resumed = (load_denoiser(folder) for _ in range(3))
-    train(whole, batches_of(whole), settings, seed=3)
+    train(whole, batches_of(whole, settings), settings, seed=3)
     with pytest.raises(InterruptedError):
-        train(cut, Until(batches_of(cut), 3), settings, seed=3, checkpoint_dir=tmp_path / "steps")
+        train(cut, Cut(batches_of(cut, settings), 3), settings, seed=3, checkpoint_dir=tmp_path / "steps")
     kept = tmp_path / "steps" / "step-00000002" / "model.safetensors"
     assert kept.stat().st_size < (folder / "model.safetensors").stat().st_size / 4, "adapters alone are kept"
-    result = train(resumed, batches_of(resumed), settings, seed=3, checkpoint_dir=tmp_path / "steps")
+    result = train(resumed, batches_of(resumed, settings), settings, seed=3, checkpoint_dir=tmp_path / "steps")
     assert result.resumed_at == 2
-    first, second = weights(whole), weights(resumed)
-    assert all(torch.equal(p, second[name]) for name, p in first.items())
+    assert same_bits(whole, resumed)
 
 
 def test_chosen_layers_alone_are_adapted(folder):

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.corruption.mask import mask_rows
-from core.corruption.settings import MaskSettings, ObjectiveSettings
+from core.corruption.settings import ObjectiveSettings
 from core.errors import ConfigError
 from core.models.denoiser import load_denoiser, save_denoiser
 from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
@@ -19,8 +18,8 @@ from core.training.settings import GroupRates, LoraSettings, TrainSettings
 from core.training.trainee import prepare
 from tests.core.corruption.tables import TOKENIZER
 from tests.core.models.checkpoints import published
-from tests.core.models.test_published_use import LENGTH, SHAS, load_image, samples
 from tests.core.training.test_batches import FRAME, image
+from tests.core.training.trainings import Cut, apart, batches_of, same_bits, trained, weights
 
 SETTINGS = TrainSettings(steps=3, batch_size=6, lr=1e-3, warmup=0, optimizer="adamw", checkpoint_every=2)
 LORA = LoraSettings(rank=4, alpha=8.0)
@@ -39,32 +38,6 @@ def changed(**update):
 def scene_model():
     config = SceneDenoiserConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_length=16)
     return SceneDenoiser.create(config, TOKENIZER, seed=0)
-
-
-def batches_of(model, settings=SETTINGS, shas=(*SHAS, *SHAS)):
-    rows = mask_rows(
-        samples(shas), model.tokenizer, settings=MaskSettings(draws=2), response_length=LENGTH, seed=0
-    ).examples
-    return TrainingBatches(
-        rows, model, load_image, batch_size=settings.batch_size, seed=0, objective=ObjectiveSettings(),
-        bucket=settings.bucket,
-    )  # fmt: skip
-
-
-def weights(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def trained(folder, settings, **options):
-    model = load_denoiser(folder, dtype=options.pop("dtype", None))
-    return model, train(model, batches_of(model, settings), settings, **options)
-
-
-def apart(one, other, start):
-    """Distance of two trainings' weights as a share of how far they moved: AdamW blows up what only rounding moves."""
-    one, other = weights(one), weights(other)
-    distance = sum((p - other[name]).square().sum().item() for name, p in one.items())
-    return (distance / sum((p - start[name]).square().sum().item() for name, p in one.items())) ** 0.5
 
 
 def test_each_parameter_of_a_published_model_is_of_one_group(folder):
@@ -150,7 +123,7 @@ def test_activations_that_are_computed_again_give_the_same_bits(folder, lora, mo
     once = len(calls)
     again, second = trained(folder, changed(lora=lora, gradient_checkpointing=True))
     assert len(calls) == 3 * once
-    assert all(torch.equal(p, weights(again)[name]) for name, p in weights(plain).items())
+    assert same_bits(plain, again)
     assert first.metrics["loss"] == second.metrics["loss"]
     assert not any(getattr(part, "gradient_checkpointing", False) for part in again.modules())
 
@@ -160,7 +133,7 @@ def test_activations_that_are_computed_again_give_the_same_bits(folder, lora, mo
 def test_micro_batches_give_the_update_of_the_whole_step(folder, lora, micro_batch):
     whole, first = trained(folder, changed(lora=lora))
     split, second = trained(folder, changed(lora=lora, micro_batch=micro_batch))
-    assert apart(whole, split, weights(load_denoiser(folder))) < 5e-3
+    assert apart(whole, split, load_denoiser(folder)) < 5e-3
     for name, value in first.metrics.items():
         if name.split("/")[0] in ("loss", "ce", "accuracy", "count", "grad_norm", "lr"):
             assert second.metrics[name] == pytest.approx(value, rel=1e-4), name
@@ -174,7 +147,7 @@ def test_micro_batches_share_the_loss_of_the_region_head_by_their_labels():
         return model, train(model, batches, settings, grounding_weight=1.0)
 
     (whole, first), (split, second) = after(0), after(3)
-    assert apart(whole, split, weights(scene_model())) < 5e-3
+    assert apart(whole, split, scene_model()) < 5e-3
     assert second.metrics["loss"] == pytest.approx(first.metrics["loss"], rel=1e-4)
 
 
@@ -201,7 +174,7 @@ def test_bf16_computes_otherwise_and_keeps_what_is_trained_in_fp32(folder, lora)
     assert second.metrics["loss"] != first.metrics["loss"]
     assert second.metrics["loss"] == pytest.approx(first.metrics["loss"], rel=0.03)
     assert {p.dtype for p in rough.parameters()} == {torch.float32}
-    assert 1e-3 < apart(exact, rough, weights(load_denoiser(folder))) < 1.0
+    assert 1e-3 < apart(exact, rough, load_denoiser(folder)) < 1.0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -210,7 +183,7 @@ def test_a_bf16_checkpoint_learns_at_rates_that_bf16_could_not_add_and_is_saved_
     before = weights(load_denoiser(tmp_path / "half"))
     settings = changed(precision=precision, lr=2e-4, steps=8, checkpoint_every=8)
     model = load_denoiser(tmp_path / "half")
-    result = train(model, batches_of(model), settings, checkpoint_dir=tmp_path / "steps")
+    result = train(model, batches_of(model, settings), settings, checkpoint_dir=tmp_path / "steps")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     state = load_latest(tmp_path / "steps")
     assert {tensor.dtype for tensor in (*state.model.values(), *state.optimizer.values())} == {torch.float32}
@@ -220,41 +193,18 @@ def test_a_bf16_checkpoint_learns_at_rates_that_bf16_could_not_add_and_is_saved_
     assert result.metrics["loss"] > 0
 
 
-def resumed(folder, steps, settings):
-    class Cut:
-        def __init__(self, batches):
-            self.batches = batches
-
-        def __getattr__(self, name):
-            return getattr(self.batches, name)
-
-        def batch(self, step):
-            if step == 2:
-                raise InterruptedError
-            return self.batches.batch(step)
-
-        def part(self, step, places):
-            if step == 2:
-                raise InterruptedError
-            return self.batches.part(step, places)
-
-    cut = load_denoiser(folder)
-    with pytest.raises(InterruptedError):
-        train(cut, Cut(batches_of(cut, settings)), settings, checkpoint_dir=steps)
-    model = load_denoiser(folder)
-    result = train(model, batches_of(model, settings), settings, checkpoint_dir=steps)
-    assert result.resumed_at == 2
-    return model
-
-
 def test_a_training_with_everything_goes_on_with_the_same_bits(folder, tmp_path):
     settings = changed(
         precision="bf16", lora=LORA, group_lr=GroupRates(vision_adapter=1e-4), micro_batch=4, bucket=2,
         gradient_checkpointing=True,
     )  # fmt: skip
     whole, _ = trained(folder, settings)
-    again = resumed(folder, tmp_path / "steps", settings)
-    assert all(torch.equal(p, weights(again)[name]) for name, p in weights(whole).items())
+    cut = load_denoiser(folder)
+    with pytest.raises(InterruptedError):
+        train(cut, Cut(batches_of(cut, settings), 2), settings, checkpoint_dir=tmp_path)
+    again, result = trained(folder, settings, checkpoint_dir=tmp_path)
+    assert result.resumed_at == 2
+    assert same_bits(whole, again)
 
 
 def test_rows_of_similar_length_come_together_and_every_one_once_an_epoch():
@@ -278,7 +228,7 @@ def test_rows_of_similar_length_come_together_and_every_one_once_an_epoch():
 
 def test_the_share_of_padding_is_reported(folder):
     model = load_denoiser(folder)
-    batches = batches_of(model)
+    batches = batches_of(model, SETTINGS)
     result = train(model, batches, changed(log_every=1))
     for step, metrics in result.curve:
         valid = batches.batch(step - 1).valid_BL
