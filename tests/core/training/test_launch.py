@@ -22,6 +22,7 @@ from tests.core.models.checkpoints import DATA, published
 from tests.core.models.test_published_use import LENGTH, PICTURES, load_image, samples
 from tests.core.training.trainings import Cut, apart, batches_of
 
+pytestmark = pytest.mark.timeout(600)  # processes that wait for each other are slow on a machine that others use
 SETTINGS = TrainSettings(
     steps=4, batch_size=4, lr=1e-3, warmup=0, optimizer="adamw", log_every=1, checkpoint_every=1,
     lora=LoraSettings(rank=2),

@@ -1,6 +1,7 @@
 """Two processes train as one does. They are started once; the tests read what they wrote."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,13 @@ import torch.multiprocessing
 
 from core.errors import ConfigError
 from core.models.denoiser import load_denoiser
-from core.training.checkpoint import load_latest
 from core.training.loop import train
 from core.training.sharding import Processes
 from tests.core.models.checkpoints import published
 from tests.core.training import two_processes
-from tests.core.training.trainings import apart, batches_of, same_bits
+from tests.core.training.trainings import apart, batches_of, same_bits, trained
+
+pytestmark = pytest.mark.timeout(600)  # processes that wait for each other are slow on a machine that others use
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +38,13 @@ def curve(folder, name):
 @pytest.mark.parametrize("name", [*two_processes.CASES, "one blind"])
 def test_two_processes_end_where_one_does(found, name):
     checkpoint, two, one = found
-    exact = "bf16" not in str(two_processes.CASES.get(name))
     for (_, ours), (_, alone) in zip(curve(two, name), curve(one, name), strict=True):
         assert ours.keys() == alone.keys()
         for metric in (key for key in ours if key.split("/")[0] in ("loss", "ce", "accuracy", "count", "lr")):
-            assert ours[metric] == pytest.approx(alone[metric], rel=1e-4 if exact else 0.02), metric
-        assert ours["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3 if exact else 0.05)
+            assert ours[metric] == pytest.approx(alone[metric], rel=1e-4), metric
+        assert ours["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
     models = [load_denoiser(folder / name) for folder in (two, one)]
-    assert apart(*models, load_denoiser(checkpoint)) < (5e-3 if exact else 0.5)
+    assert apart(*models, load_denoiser(checkpoint)) < 5e-3
 
 
 def test_each_process_holds_half_of_every_parameter(found):
@@ -53,30 +54,18 @@ def test_each_process_holds_half_of_every_parameter(found):
         assert own == pytest.approx(whole / 2, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["full", "all"])
-def test_two_processes_go_on_with_the_same_bits(found, name):
+def test_two_processes_go_on_with_the_same_bits(found):
     _, two, _ = found
-    assert same_bits(load_denoiser(two / name), load_denoiser(two / f"{name} resumed"))
-    assert [step for step, _ in curve(two, f"{name} resumed")] == [1, 2, 3]
+    assert same_bits(load_denoiser(two / "lora"), load_denoiser(two / "lora resumed"))
+    assert [step for step, _ in curve(two, "lora resumed")] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("name", ["full", "all"])
-def test_one_process_goes_on_from_what_two_have_left(found, name, tmp_path):
+def test_one_process_goes_on_from_what_two_have_left(found, tmp_path):
     checkpoint, two, _ = found
-    settings = two_processes.CASES[name]
-    steps = two / f"steps {name}"
-    newest = steps / "step-00000003"
-    newest.rename(tmp_path / "newest")
-    try:
-        model = load_denoiser(checkpoint)
-        result = train(model, batches_of(model, settings), settings, seed=1, checkpoint_dir=steps)
-    finally:
-        if newest.exists():
-            newest.rename(tmp_path / "own")
-        (tmp_path / "newest").rename(newest)
+    shutil.copytree(two / "steps" / "step-00000002", tmp_path / "step-00000002")
+    model, result = trained(checkpoint, two_processes.CASES["lora"], seed=1, checkpoint_dir=tmp_path)
     assert result.resumed_at == 2
-    assert apart(model, load_denoiser(two / name), load_denoiser(checkpoint)) < 0.5
-    assert load_latest(steps).step == 3
+    assert apart(model, load_denoiser(two / "lora"), load_denoiser(checkpoint)) < 5e-3
 
 
 def test_muon_is_refused_where_matrices_are_dealt_out(found):
