@@ -152,9 +152,9 @@ def _with_setting(rows: pl.DataFrame, batch: DecodedBatch) -> pl.DataFrame:
     return rows.with_columns(
         setting=pl.lit(setting.name),
         policy=pl.lit(setting.policy),
-        tokens_per_step=setting.tokens_per_step,
+        tokens_per_step=setting.pace(batch.token_ids_BR.shape[1]),
         extra_steps=setting.extra_steps,
-        nfe=batch.nfe,
+        nfe=pl.Series(batch.nfe_B),
     )
 
 
@@ -198,7 +198,7 @@ def _trace_rows(model: Denoiser, samples: pl.DataFrame, batch: DecodedBatch, tra
     action = pl.when(pl.col("old") == mask).then(pl.lit("reveal")).when(pl.col("new") == mask).then(pl.lit("remask"))
     return (
         batch.writes.join(rows, on="row", maintain_order="left")
-        .filter(pl.col("number") < trace_samples)
+        .filter(pl.col("number") < trace_samples, pl.col("step") >= 0)
         .with_columns(action.otherwise(pl.lit("write")).alias("action"), pl.lit(batch.setting.name).alias("setting"))
         .select(pl.col(name).cast(dtype) for name, dtype in Traces.create_empty().schema.items())
     )

@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 
 from core.corruption.responses import encode_prompts
 from core.decoding.ahead import Batch, LoadImage, Pictures, one_ahead
-from core.decoding.loop import decode, strategies
-from core.decoding.reading import Whole
 from core.decoding.room import Room
 from core.decoding.settings import DecodeSettings
-from core.decoding.state import blank_canvas, mask_token
+from core.decoding.strategies import strategies
 from core.decoding.trace import Recorder
 from core.errors import RowError
 from core.models.denoiser import Denoiser, Features
 from core.models.special_tokens import image_placeholder
+from core.seeds import stream_key
 
 OnDecoded = Callable[[int, int], None]
 
@@ -32,14 +31,15 @@ OnDecoded = Callable[[int, int], None]
 class DecodedBatch:
     """One batch under one setting. `rows` are row numbers of the samples, `prompts` their prompts' ids.
 
-    writes: see `Recorder.frame`, its `row` counting within the batch; empty if not recorded.
+    nfe_B: forwards that each answer takes; guidance takes two a step. writes: see `Recorder.frame`, its `row` counting
+    within the batch; empty if not recorded.
     """
 
     rows: list[int]
     prompts: list[list[int]]
     setting: DecodeSettings
     token_ids_BR: NDArray[np.int32]
-    nfe: int
+    nfe_B: list[int]
     seconds: float
     writes: pl.DataFrame
 
@@ -48,6 +48,7 @@ class DecodedBatch:
 class _Shard:
     """What is known of all rows. lengths: positions of prompt and image. inside: images stand inside the text."""
 
+    sample_ids: list[str]
     prompts: list[list[int]]
     shas: list[str | None]
     inside: bool
@@ -102,7 +103,7 @@ def decode_samples(
                     model,
                     setting,
                     together=rows,
-                    prompts=shard.prompts,
+                    shard=shard,
                     features_BND=features_BND,
                     response_length=response_length,
                     record=record,
@@ -128,7 +129,13 @@ def _look(
     unusable |= {row: RowError(reason, samples["prompt"][row]) for row, reason in enumerate(reasons) if reason}
     ids = [prompts.ids_P[index].tolist() for index in prompts.index_N]
     placeholder, shas = image_placeholder(model.tokenizer), samples["image_sha"].to_list()
-    shard = _Shard(prompts=ids, shas=shas, inside=placeholder is not None, lengths=[len(prompt) for prompt in ids])
+    shard = _Shard(
+        sample_ids=samples["sample_id"].to_list(),
+        prompts=ids,
+        shas=shas,
+        inside=placeholder is not None,
+        lengths=[len(prompt) for prompt in ids],
+    )
     pictured = [row for row, sha in enumerate(shas) if sha is not None]
     if pictured:
         model.image_positions(1, 1)  # a model without eyes says so now, and once
@@ -165,7 +172,7 @@ def _decode_rows(
     rows: list[int],
     *,
     together: list[int],
-    prompts: list[list[int]],
+    shard: _Shard,
     features_BND: Features | None,
     response_length: int,
     record: bool,
@@ -178,7 +185,8 @@ def _decode_rows(
         model,
         setting,
         rows=rows,
-        prompts=[prompts[row] for row in rows],
+        sample_ids=[shard.sample_ids[row] for row in rows],
+        prompts=[shard.prompts[row] for row in rows],
         features_BND=features_BND,
         response_length=response_length,
         record=record,
@@ -190,26 +198,20 @@ def _decode_batch(
     setting: DecodeSettings,
     *,
     rows: list[int],
+    sample_ids: list[str],
     prompts: list[list[int]],
     features_BND: Features | None,
     response_length: int,
     record: bool,
 ) -> DecodedBatch:
-    canvas = blank_canvas(
-        prompts,
-        response_length=response_length,
-        mask_id=mask_token(model),
-        pad_id=int(model.tokenizer.pad_token_id),
-        device=model.device,
-    )
-    schedule, policy = strategies(setting)
+    chosen = strategies(setting, model)
+    streams = [stream_key(setting.seed, "decode", sample) for sample in sample_ids]
+    canvas = chosen.canvas(model, prompts, response_length=response_length, streams=streams)
     recorder, started = Recorder(), time.monotonic()
-    decoded = decode(
-        Whole(model=model, features_BND=features_BND),
+    decoded = chosen.decode(
+        chosen.reader(model, features_BND),
         canvas,
         response_length=response_length,
-        schedule=schedule,
-        policy=policy,
         recorder=recorder if record else None,
     )
     return DecodedBatch(
@@ -217,7 +219,7 @@ def _decode_batch(
         prompts=prompts,
         setting=setting,
         token_ids_BR=decoded.token_ids_BR.numpy().astype(np.int32),
-        nfe=decoded.nfe,
+        nfe_B=(decoded.nfe_B * setting.forwards_per_step).tolist(),
         seconds=time.monotonic() - started,
         writes=recorder.frame(),
     )

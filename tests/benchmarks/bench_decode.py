@@ -5,9 +5,9 @@ python -m tests.benchmarks.bench_decode --device cuda --out tests/results/benchm
 
 On the processor: hidden 512, 8 layers, random weights, 16 prompts of 64 tokens, 128 new tokens in 32 steps, frozen and
 refining, at two vocabularies. (a) plain: one row at a time, logits at all positions, float64 softmax over all of them.
-(b) limit: forwards of the same batch, and the head on the positions that may change. Fails if a token differs from those
-of (a), or a ratio misses its bound. On a GPU: the 8B shape in bf16, how near its forwards come to the measured matmul
-rate, and drafts and tokens a second. Both report how many rows a batch of another size changes in bf16.
+(b) limit: forwards of the same batch, and the head on the positions that may change. Fails if a token differs from (a),
+or a ratio misses its bound. On a GPU: the 8B shape in bf16, how near its forwards come to the measured matmul rate, and
+drafts and tokens a second. Both report how many rows a batch of another size changes in bf16.
 """
 
 import argparse
@@ -23,10 +23,9 @@ from typing import Any
 import torch
 import transformers
 
-from core.decoding.loop import decode, forbidden_tokens, strategies
-from core.decoding.reading import Whole
+from core.decoding.loop import forbidden_tokens
 from core.decoding.settings import DecodeSettings
-from core.decoding.state import blank_canvas
+from core.decoding.strategies import strategies
 from tests.benchmarks.plain_decode import (
     Shape,
     head_positions,
@@ -41,23 +40,17 @@ SPEEDUP = {("refine", True): 2.0, ("freeze", True): 2.5, ("refine", False): 1.25
 LARGE = 100_000
 OVERHEAD = 1.10
 MFU = 0.55
+GRID_BITS = 24
+"""The plain implementation ranks confidences as they are: as near to it as the settings come."""
 POLICIES = ("freeze", "refine")
 Prompts = list[list[int]]
 
 
 def ours(model: Any, prompts: Prompts, *, length: int, steps: int, policy: str) -> list[list[int]]:
     """The project's decoding of all prompts as one batch."""
-    setting = DecodeSettings.parse(f"{-(-length // steps)} {policy}")
-    tokenizer = model.tokenizer
-    canvas = blank_canvas(
-        prompts,
-        response_length=length,
-        mask_id=tokenizer.mask_token_id,
-        pad_id=tokenizer.pad_token_id,
-        device=model.device,
-    )
-    schedule, acting = strategies(setting)
-    found = decode(Whole(model=model), canvas, response_length=length, schedule=schedule, policy=acting)
+    chosen = strategies(DecodeSettings.parse(f"steps={steps} {policy} grid_bits={GRID_BITS}"), model)
+    canvas = chosen.canvas(model, prompts, response_length=length)
+    found = chosen.decode(chosen.reader(model, None), canvas, response_length=length)
     return [[int(token) for token in row] for row in found.token_ids_BR.tolist()]
 
 
@@ -81,7 +74,7 @@ def compare(model: Any, vocabulary: int, policy: str, args: argparse.Namespace) 
     found: dict[str, list[list[int]]] = {}
 
     def plain() -> None:
-        forbidden = forbidden_tokens(Whole(model=model))
+        forbidden = forbidden_tokens(model.tokenizer)
         found["plain"] = plain_decode(model, prompts, **sizes, refine=policy == "refine", forbidden=forbidden)
 
     def decoded() -> None:
