@@ -1,4 +1,4 @@
-"""`redraft draft` on real parts: a checkpoint in a published layout, photos, Prefect and MLflow servers, a store on disk."""
+"""`redraft draft` on real parts: a published checkpoint's layout, photos, Prefect and MLflow servers, a store on disk."""
 
 import json
 from pathlib import Path
@@ -15,6 +15,7 @@ from data_contracts import Drafts, Rejects, Samples, Traces
 from flows.cli import _expanded, _found
 from flows.cli_options import in_blocks
 from flows.exporting import run_export
+from flows.running import PARTIAL
 from flows.session import workplace
 from flows.stages import run_draft, run_revise
 from tests.core.models.checkpoints import published
@@ -36,10 +37,8 @@ def config(running_servers, monkeypatch, tmp_path, servers_home) -> RunConfig:
     )
     draft = DraftSettings(settings=SETTINGS, batch_size=4, shard_size=3)
     known = RunConfig(place=place, draft=draft)
-    model = known.model.model_copy(
-        update={"response_length": 8, "checkpoint": str(published(tmp_path, "llada_v_tiny"))}
-    )
-    return known.model_copy(update={"model": model})
+    model = known.model.model_copy(update={"response_length": 8})
+    return with_model(known.model_copy(update={"model": model}), published(tmp_path, "llada_v_tiny"))
 
 
 def with_data(config: RunConfig, file: Path | str, images: Path | str = "") -> RunConfig:
@@ -95,9 +94,10 @@ def test_a_published_checkpoint_drafts_for_photos_and_what_is_done_is_not_done_a
 
     assert run_export(config, [ref.uri for ref in refs], "parquet", tmp_path / "out", json=True) == 0
     assert printed(capsys)["counts"]["ok"] >= count * 2
-    dry = config.model_copy(update={"expert": config.expert.model_copy(update={"max_requests": 0})})
-    assert run_revise(dry, [ref.uri for ref in refs], None, json=True) == 3
-    assert "max_requests" in printed(capsys)["error"]
+    asking = config.expert.model_copy(update={"max_requests": 1, "concurrency": 1})
+    limited = config.model_copy(update={"expert": asking})
+    assert run_revise(limited, [ref.uri for ref in refs], None, json=True) == PARTIAL
+    assert "expert.max_requests: 1 of 1" in printed(capsys)["error"]
 
 
 def test_the_precision_is_part_of_the_work_and_the_device_is_not(config, tmp_path, capsys):
@@ -122,8 +122,8 @@ def test_what_cannot_be_drafted_is_said(config, tmp_path, capsys):
         run_draft(config, json=False)
     with pytest.raises(InputError, match="no folder 'nowhere', and 0 outputs"):
         run_draft(with_model(with_data(config, file, images), "nowhere"), json=False)
-    with pytest.raises(InputError, match="no file 'nothing.json', and 0 outputs"):
-        run_draft(with_data(config, "nothing.json"), json=False)
+    with pytest.raises(InputError, match="no file 'nothing', and 0 outputs"):
+        run_draft(with_data(config, "nothing"), json=False)
     for name, message in (("llada_tiny", "reads no images"), ("empty", "is no checkpoint")):
         folder = published(tmp_path, name) if name != "empty" else tmp_path / "empty"
         folder.mkdir(exist_ok=True)
