@@ -35,6 +35,7 @@ bench: install  ## writes tests/results/benchmarks/*.json
 	$(BIN)/python -m tests.benchmarks.bench_pairs --out tests/results/benchmarks/pairs.json
 	$(BIN)/python -m tests.benchmarks.bench_ingest --out tests/results/benchmarks/ingest.json
 	$(BIN)/python -m tests.benchmarks.bench_expert --out tests/results/benchmarks/expert.json
+	$(BIN)/python -m tests.benchmarks.bench_prompt_cache --out tests/results/benchmarks/prompt_cache.json
 
 results: install  ## the experiments over three seeds: 40 minutes of processor time a seed, and 20 for RD-15; a seed that is there is not repeated
 	$(BIN)/redraft experiment RD-2 RD-3 RD-5 RD-7 RD-15 --out tests/results/experiments --readme README.md

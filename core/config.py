@@ -163,11 +163,13 @@ class ComputeSettings(Settings):
     """Processor threads; work that runs side by side shares them."""
     devices: tuple[DeviceName, ...] = Field(default=("auto",), min_length=1)
     """Where models run, e.g. "cuda:0", "cuda:1"; auto: on every GPU there is, else on the processor."""
+    one_model: bool = False
+    """One model in memory at a time, for a GPU that holds no second: no two train, draft or are measured at once."""
 
     @property
     def beside(self) -> int:
         """Threads of one of two pieces of work that run side by side."""
-        return max(1, self.threads // 2)
+        return self.threads if self.one_model else max(1, self.threads // 2)
 
 
 _CREDENTIALS = {

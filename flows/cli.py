@@ -124,7 +124,9 @@ def experiment(
     out: Path = Path("results/experiments"),
     readme: Path | None = None,
 ) -> int:
-    """Measure experiments (trials, RD-2, RD-3, RD-5, RD-7, RD-15, E-prefix, E-cache) seed by seed; write tables.
+    """Measure experiments seed by seed, and write tables and figures.
+
+    They are trials, RD-2, RD-3, RD-5, RD-7, RD-15, prompt-attention and approximate-decoding.
 
     A seed that is there already, with the same configuration and protocol, is not measured again.
 

@@ -91,6 +91,11 @@ def ingest_file(config: RunConfig, place: Workplace, parent: str) -> Ref:
 def _ingested(config: RunConfig, place: Workplace, parent: str) -> Ref | None:
     if config.data.source == "scenes":
         return None
+    if config.vision.steps:
+        raise ConfigError(
+            "vision.steps: a file does not say which region of an image its words speak of, as the scene world does: "
+            "set vision.steps = 0"
+        )
     found = ingest_file(config, place, parent)
     splits = read_manifest(place.store, found.uri).facts
     for split in ("train", "dev", "test"):
@@ -117,6 +122,9 @@ def _train_rows(config: RunConfig, place: Workplace, ingested: Ref | None) -> in
 
 
 def _base(config: RunConfig, place: Workplace, blank: Ref, samples: Ref, parent: str) -> Ref:
+    """The mask-predict model. With base.steps = 0 it is what the run starts from, as it is."""
+    if config.base.steps == 0:
+        return _warmed_up(config, place, blank, samples, parent)
     masking = MaskConfig(mask=config.mask, response_length=config.model.response_length, seed=config.seed)
     rows = only(mask.submit(place, masking, blank, [samples], parent=parent), "masking")
     start = _warmed_up(config, place, blank, samples, parent)

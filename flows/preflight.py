@@ -1,13 +1,29 @@
-"""What a run can know at its start: a key that is not set, or an expert that does not answer, not after an hour."""
+"""What a run can know at its start: a key is not set, an expert does not answer, a checkpoint cannot be used."""
 
 import httpx
 
 from core.config import RunConfig
-from core.errors import ExpertUnavailable
+from core.errors import ConfigError, ExpertUnavailable
+from core.models.denoiser import load_denoiser
 from tasks.revise import client_of
 from tasks.workplace import Workplace
 
 _SECONDS = 10.0
+
+
+def check_model(config: RunConfig) -> None:
+    """Look whether the user's checkpoint can be loaded and can read the data. No weight is read: names and sizes are.
+
+    Raises:
+        InputError: the folder is no checkpoint of a known type, tensors are missing, the tokenizer has no mask.
+        ConfigError: the model reads no images, and the data has some.
+    """
+    model = load_denoiser(config.model.checkpoint, device="meta")
+    if config.data.images and not model.vision_parameters():
+        raise ConfigError(
+            f"{config.model.checkpoint} reads no images, but data.images is {config.data.images}: take a model with a "
+            'vision tower, or leave the images out with data.images = "" and ingest.text_only = true'
+        )
 
 
 def preflight(config: RunConfig, place: Workplace) -> None:

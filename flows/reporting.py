@@ -197,7 +197,9 @@ def _decoding_records(place: Workplace, tokenizer: Ref, one: "Round") -> list[De
 
 
 def _curves(store: Store, result: "RunResult") -> list[Curve]:
-    return [_curve(store, label, model) for label, model in result.arms.items()]
+    """Of the arms that were trained: with base.steps = 0 the base was not."""
+    trained = {label: model for label, model in result.arms.items() if store.exists(f"{model.uri}/{CURVES_FILE}")}
+    return [_curve(store, label, model) for label, model in trained.items()]
 
 
 def _curve(store: Store, label: str, model: Ref) -> Curve:

@@ -28,6 +28,7 @@ def run_loop(config: RunConfig, *, json: bool) -> int:
     started = time.monotonic()
     if (before := finished_run(config, workplace(config.place).store, home() / "reports")) is not None:
         return repeat("run", before, started, json=json)
+    check_before(config)
     name = f"{config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     command = shlex.join(["redraft", *sys.argv[1:]])
     remember(home(), name, Beginning(kind="run", config=config))
@@ -100,6 +101,7 @@ def serve_schedule(config: RunConfig, cron: str) -> int:
     """The verb `serve`."""
     if config.rounds.n == 0:
         raise ConfigError("a scheduled run learns in rounds: set rounds.n to 1 or more")
+    check_before(config)
     with session(config) as place:  # it sets the environment that the imports read
         from flows.pipeline import redraft_scheduled
         from flows.serve import cron_schedule, serve_loop
@@ -109,6 +111,14 @@ def serve_schedule(config: RunConfig, cron: str) -> int:
         say(f"serving {config.name} at {cron!r}; Ctrl-C ends it. Prefect {os.environ['PREFECT_API_URL']}")
         serve_loop(redraft_scheduled, name=config.name, schedule=schedule, parameters=values)
     return DONE
+
+
+def check_before(config: RunConfig) -> None:
+    """What can be known before any server is started."""
+    if config.model.checkpoint:
+        from flows.preflight import check_model
+
+        check_model(config)
 
 
 def show_servers(config: RunConfig) -> int:

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from pydantic import field_serializer
 
 from core.config import RunConfig
 from core.corruption.settings import ObjectiveSettings
@@ -18,15 +20,15 @@ from core.settings import Settings
 from core.stage import Output
 from core.training.batches import TrainingBatches
 from core.training.loop import train
-from core.training.settings import CURVES_FILE, TrainSettings, VisionSettings
+from core.training.settings import CURVES_FILE, TrainSettings, VisionSettings, dump_settings
 from core.training.vision import warm_up_vision
 from data_contracts import Samples, TrainingExamples
 from tasks.compute import load_model, return_memory, use_threads
 from tasks.running import run, stage_of
 from tasks.workplace import Workplace
 
-_TIMINGS = {"steps_per_second"}
-"""Metrics that differ between two equal trainings: MLflow has them; in a checkpoint they would change its digest."""
+_LEFT_OUT = {"steps_per_second", "padding"}
+"""Metrics that MLflow has, and that would change the digest of a checkpoint: of an equal training, or an older one."""
 
 
 class ModelConfig(Settings):
@@ -37,10 +39,19 @@ class ModelConfig(Settings):
     checkpoint_sha256: str = ""
     """Digest of the user's checkpoint, if the run starts from one."""
 
+    @field_serializer("model")
+    def _keeps_its_key(self, model: ModelSettings) -> dict[str, Any]:
+        """A model that says nothing of its prompt has the key that it had before there was anything to say."""
+        unset = {"prompt_attention"} if model.prompt_attention is None else set[str]()
+        return model.model_dump(mode="json", exclude=unset)
+
     @classmethod
     def of(cls, config: RunConfig) -> "ModelConfig":
-        """The part of a run's configuration that matters here."""
-        return cls(model=config.model, seed=config.seed, checkpoint_sha256=checkpoint_digest(config.model.checkpoint))
+        """The part of a run's configuration that matters here: of a checkpoint, nothing but which one it is."""
+        checkpoint = config.model.checkpoint
+        if not checkpoint:
+            return cls(model=config.model, seed=config.seed)
+        return cls(model=ModelSettings(checkpoint=checkpoint), seed=0, checkpoint_sha256=checkpoint_digest(checkpoint))
 
 
 class AttentionConfig(Settings):
@@ -65,6 +76,10 @@ class FinetuneConfig(Settings):
     train: TrainSettings
     objective: ObjectiveSettings
     seed: int
+
+    @field_serializer("train")
+    def _keeps_its_key(self, train: TrainSettings) -> dict[str, Any]:
+        return dump_settings(train)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="create model")
@@ -147,11 +162,12 @@ def finetune(
             batch_size=config.train.batch_size,
             seed=config.seed,
             objective=config.objective,
+            bucket=config.train.bucket,
         )
         curves: list[tuple[int, dict[str, float]]] = []
 
         def note(step: int, metrics: Mapping[str, float]) -> None:
-            curves.append((step, {name: value for name, value in metrics.items() if name not in _TIMINGS}))
+            curves.append((step, {name: value for name, value in metrics.items() if name not in _LEFT_OUT}))
             output.progress(step, config.train.steps, metrics)
             return_memory()
 
@@ -160,11 +176,14 @@ def finetune(
             batches,
             config.train,
             grounding_weight=config.objective.grounding_weight,
+            seed=config.seed,
             threads=threads,
             checkpoint_dir=output.work / "steps",
             on_metrics=note,
         )
         save_denoiser(denoiser, output.work / "model")
+        if result.adapter is not None:
+            result.adapter.save(output.work / "model")
         output.write_folder(output.work / "model")
         output.write_file(CURVES_FILE, json.dumps(curves).encode())
         before = int(read_manifest(place.store, model.uri).facts.get("train_steps", 0))

@@ -209,7 +209,7 @@ def _decode_batch(
     canvas = chosen.canvas(model, prompts, response_length=response_length, streams=streams)
     recorder, started = Recorder(), time.monotonic()
     decoded = chosen.decode(
-        chosen.reader(model, features_BND),
+        chosen.reader(model, features_BND, response_length=response_length),
         canvas,
         response_length=response_length,
         recorder=recorder if record else None,

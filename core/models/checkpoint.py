@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core.errors import InputError, StoreError
+from core.manifest import MANIFEST
+from core.training.settings import CURVES_FILE
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _SHARD_BYTES = 5 * 10**9
@@ -26,6 +28,8 @@ _TOKENIZER_FILES = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "chat_template.jinja",
 }  # fmt: skip
+_STORES_OWN = {MANIFEST, CURVES_FILE}
+"""What the store adds to the folder of a model that it holds: about that folder, not about the model."""
 _REBUILT = ("rotary_emb.inv_freq", "position_ids")  # buffers that old checkpoints stored and every model computes
 _SHOWN = 3
 
@@ -124,7 +128,7 @@ def _promised(folder: Path) -> dict[str, str]:
 
 
 def _beside(folder: Path) -> dict[str, bytes]:
-    skipped = {CONFIG, INDEX} | _TOKENIZER_FILES
+    skipped = {CONFIG, INDEX} | _TOKENIZER_FILES | _STORES_OWN
     files = [path for pattern in ("*", "*/config.json") for path in sorted(folder.glob(pattern)) if path.is_file()]
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()

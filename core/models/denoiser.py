@@ -20,6 +20,7 @@ from core.errors import InputError
 from core.models.checkpoint import read_config
 from core.models.devices import Placement
 from core.models.settings import PromptAttention
+from core.token_losses import TokenLosses
 
 LOADERS: dict[str, str] = {
     "scene_denoiser": "core.models.scene_denoiser:load",
@@ -103,6 +104,10 @@ class TrainableDenoiser(Denoiser, Protocol):
         self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Features | None, prompt_BL: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """`hidden`, and scores (B, L, R) of the image region each token speaks of; None without such a head."""
+        ...
+
+    def token_losses(self, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor) -> TokenLosses:
+        """The weighted cross-entropy of `logits`, without ever holding all of them (see core.token_losses)."""
         ...
 
     def attend(self, prompt_attention: PromptAttention) -> None:

@@ -50,7 +50,7 @@ def ours(model: Any, prompts: Prompts, *, length: int, steps: int, policy: str) 
     """The project's decoding of all prompts as one batch."""
     chosen = strategies(DecodeSettings.parse(f"steps={steps} {policy} grid_bits={GRID_BITS}"), model)
     canvas = chosen.canvas(model, prompts, response_length=length)
-    found = chosen.decode(chosen.reader(model, None), canvas, response_length=length)
+    found = chosen.decode(chosen.reader(model, None, response_length=length), canvas, response_length=length)
     return [[int(token) for token in row] for row in found.token_ids_BR.tolist()]
 
 

@@ -33,7 +33,9 @@ MIXED = [5, 2, 9, 5, 1, 7, 12, 5]
 def run(model, prompts, name: str, *, features=None, recorder: Recorder | None = None, streams=None) -> Decoded:
     chosen = strategies(DecodeSettings.parse(name), model)
     canvas = chosen.canvas(model, prompts, response_length=LENGTH, streams=streams)
-    return chosen.decode(chosen.reader(model, features), canvas, response_length=LENGTH, recorder=recorder)
+    return chosen.decode(
+        chosen.reader(model, features, response_length=LENGTH), canvas, response_length=LENGTH, recorder=recorder
+    )
 
 
 def some_features(model: TinyDenoiser, rows: int) -> torch.Tensor:

@@ -20,6 +20,13 @@ refining = st.builds(
     topk=shares,
     margin=st.sampled_from([0.0, 0.05, 1e-05]),
 )
+keeping = st.builds(
+    DecodeSettings,
+    policy=st.sampled_from(["freeze", "refine"]),
+    block_length=st.none() | st.integers(1, 512),
+    cache=st.sampled_from(["prefix", "dual"]),
+    refresh=st.integers(1, 64),
+)
 frozen = st.builds(
     DecodeSettings,
     tokens_per_step=st.integers(1, 512),
@@ -28,7 +35,7 @@ frozen = st.builds(
 )
 
 
-@given(refining | frozen)
+@given(refining | frozen | keeping)
 def test_a_name_stands_for_its_settings(settings: DecodeSettings) -> None:
     assert DecodeSettings.parse(settings.name) == settings
 
@@ -47,7 +54,20 @@ def test_names_read_as_written_in_tables(settings: DecodeSettings, name: str) ->
 
 @pytest.mark.parametrize(
     "name",
-    ["", "refine", "8", "8 melt", "0 refine", "8+4 freeze", "8 refine margin=2", "8 refine speed=3", "8 refine start"],
+    [
+        "",
+        "refine",
+        "8",
+        "8 melt",
+        "0 refine",
+        "8+4 freeze",
+        "8 refine margin=2",
+        "8 refine speed=3",
+        "8 refine start",
+        "8 refine refresh=2",
+        "8 refine cache=all",
+        "8 refine cache=dual refresh=0",
+    ],
 )
 def test_a_name_that_means_nothing_is_a_clear_error(name: str) -> None:
     with pytest.raises(ConfigError, match="decoder setting"):

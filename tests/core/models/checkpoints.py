@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 DATA = Path(__file__).parents[2] / "data" / "checkpoints"
@@ -20,11 +22,14 @@ CHAT = (
 )
 
 
-def published(tmp_path: Path, name: str, **config: object) -> Path:
-    """A copy of a checkpoint that a test may change, with a tokenizer; `config` changes keys of its config.json."""
+def published(tmp_path: Path, name: str, *, learned_from: Sequence[str] = (), **config: object) -> Path:
+    """A copy of a checkpoint that a test may change, with a tokenizer; `config` changes keys of its config.json.
+
+    learned_from: texts that the tokenizer's merges are learned from; without any it has one token a byte.
+    """
     folder = tmp_path / name
     shutil.copytree(DATA / name, folder, ignore=shutil.ignore_patterns("golden.npz", "cases.json", "*.png"))
-    byte_tokenizer().save_pretrained(folder)
+    _tokenizer(learned_from, 512).save_pretrained(folder)
     if config:
         write_config(folder, **config)
     return folder
@@ -37,11 +42,23 @@ def write_config(folder: Path, **changes: object) -> None:
 
 def byte_tokenizer(size: int = 512) -> PreTrainedTokenizerFast:
     """One token a byte, fillers up to `size`, and the special tokens at the ids of the checkpoints."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(f"<unused{index}>" for index in range(len(alphabet), size))]
+    return _tokenizer((), size)
+
+
+def _tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: bytes, then merges learned from `texts` below the special tokens, then fillers up to `size`."""
+    trainer = BpeTrainer(
+        vocab_size=min(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    learning = Tokenizer(models.BPE())
+    learning.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learning.train_from_iterator(texts, trainer)
+    learned = json.loads(learning.to_str())["model"]
+    tokens = [*learned["vocab"], *(f"<unused{index}>" for index in range(len(learned["vocab"]), size))]
     for index, token in SPECIAL.items():
         tokens[index] = token
-    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, []))
+    merges = [tuple(merge) for merge in learned["merges"]]
+    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL.values()])
