@@ -161,6 +161,8 @@ class ComputeSettings(Settings):
 
     threads: int = Field(default=2, ge=1)
     """Processor threads; work that runs side by side shares them."""
+    processes: int = Field(default=1, ge=1)
+    """Processes that train a model together, each with a share of its weights: on a machine with GPUs, one a GPU."""
     devices: tuple[DeviceName, ...] = Field(default=("auto",), min_length=1)
     """Where models run, e.g. "cuda:0", "cuda:1"; auto: on every GPU there is, else on the processor."""
     one_model: bool = False

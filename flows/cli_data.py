@@ -143,21 +143,34 @@ def revise(
 
 def estimate(
     *drafts: str,
+    train: Annotated[bool, Parameter(negative="")] = False,
+    memory_gb: float | None = None,
+    image: tuple[int, int] = (640, 480),
     tokenizer: Path | None = None,
     config: Config = DEFAULTS,
     json: Json = False,
 ) -> int:
-    """Say what revising drafts would take, before the first request: calls, tokens, cost.
+    """Say what revising drafts would take, before the first request: calls, tokens, cost; or what training would.
 
     Parameters
     ----------
     drafts
         As for `redraft revise`.
+    train
+        Say whether the trainings of a run fit into memory, and what would make them fit. Exit code 1: one does not.
+    memory_gb
+        With --train: memory of a process in GB; left out, that of this machine's GPU, or its share of the main memory.
+    image
+        With --train: width and height of the images, where the number of their tiles depends on it.
     tokenizer
         As for `redraft revise`.
     json
         Print one line of JSON at the end, for machines.
     """
+    if train:
+        from flows.planning import run_planning
+
+        return run_planning(config, memory_gb=memory_gb, image=image, json=json)
     from flows.estimating import run_estimate
 
     return run_estimate(config, drafts, tokenizer, json=json)

@@ -58,7 +58,12 @@ def stage_one(config: RunConfig, place: Workplace, ground: Foundation, threads: 
     """Base -> stage 1: it learns to mend syntax noise and hallucinations."""
     rows = _stage1_rows(config, place, ground.blank, ground.samples, parent)
     tuning = FinetuneConfig(name="stage1", train=config.stage1, objective=config.objective, seed=config.seed)
-    model = only(finetune.submit(place, tuning, ground.base, rows, threads=threads, parent=parent), "stage 1")
+    model = only(
+        finetune.submit(
+            place, tuning, ground.base, rows, threads=threads, processes=config.compute.processes, parent=parent
+        ),
+        "stage 1",
+    )
     return StageOne(rows=rows, model=model)
 
 
@@ -129,7 +134,18 @@ def _base(config: RunConfig, place: Workplace, blank: Ref, samples: Ref, parent:
     rows = only(mask.submit(place, masking, blank, [samples], parent=parent), "masking")
     start = _warmed_up(config, place, blank, samples, parent)
     tuning = FinetuneConfig(name="base", train=config.base, objective=config.objective, seed=config.seed)
-    return only(finetune.submit(place, tuning, start, rows, threads=config.compute.threads, parent=parent), "base")
+    return only(
+        finetune.submit(
+            place,
+            tuning,
+            start,
+            rows,
+            threads=config.compute.threads,
+            processes=config.compute.processes,
+            parent=parent,
+        ),
+        "base",
+    )
 
 
 def _warmed_up(config: RunConfig, place: Workplace, blank: Ref, samples: Ref, parent: str) -> Ref:

@@ -67,7 +67,13 @@ def redraft_run(config: dict[str, Any], place: dict[str, Any], run: str, command
     beside = settings.compute.beside  # the baseline trains next to stage 1 and the rounds
     first = open_round(here, "foundation", parent)
     ground = foundation(settings, here, first)
-    baseline = finetune.submit(here, *control_of(settings, here, ground, parent), threads=beside, parent=parent)
+    baseline = finetune.submit(
+        here,
+        *control_of(settings, here, ground, parent),
+        threads=beside,
+        processes=settings.compute.processes,
+        parent=parent,
+    )
     if settings.compute.one_model:
         baseline.wait()
     start = stage_one(settings, here, ground, beside, first)

@@ -83,7 +83,18 @@ def correct_once(
     )
     examples = only(assemble.submit(place, assembling, ground.blank, drafts, revisions, replay, parent=run), "assembly")
     tuning = FinetuneConfig(name="stage2", train=config.stage2, objective=config.objective, seed=config.seed + number)
-    tuned = only(finetune.submit(place, tuning, model, examples, threads=config.compute.beside, parent=run), "stage 2")
+    tuned = only(
+        finetune.submit(
+            place,
+            tuning,
+            model,
+            examples,
+            threads=config.compute.beside,
+            processes=config.compute.processes,
+            parent=run,
+        ),
+        "stage 2",
+    )
     dev = evaluate_dev(config, place, tuned, ground.dev, config.compute.beside, run)
     showing = EvaluateConfig.of(config, "gallery", (config.rounds.promote_on,), first=config.evaluate.gallery)
     shown = only(evaluate.submit(place, showing, tuned, samples, threads=config.compute.beside, parent=run), "gallery")

@@ -1,4 +1,4 @@
-"""The processor threads of a task, and the device and the model that it works with."""
+"""The processor threads of a task, the device and the model that it works with, and those that train together."""
 
 import ctypes
 import ctypes.util
@@ -8,12 +8,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
+import polars as pl
 import torch
 
 from core.errors import ConfigError
 from core.manifest import Ref
 from core.models.denoiser import TrainableDenoiser, load_denoiser
 from core.models.settings import Dtype
+from core.training.job import TrainJob, train_here
+from core.training.launch import train_apart
+from core.training.loop import OnMetrics, TrainResult
 from tasks.workplace import Workplace
 
 _DTYPES: dict[Dtype, torch.dtype | None] = {
@@ -53,6 +57,35 @@ def load_model(place: Workplace, model: Ref) -> TrainableDenoiser:
     with MODELS.device(place.devices) as device:
         MODELS.forget(device)
         return load_denoiser(place.local_folder(model), device=device)
+
+
+def train_on(
+    place: Workplace, job: TrainJob, rows: pl.DataFrame, *, processes: int, on_metrics: OnMetrics
+) -> TrainResult:
+    """Do a training with the place's images and devices: in this process, or in several.
+
+    Raises:
+        ConfigError: there are fewer devices than processes.
+    """
+    if processes > 1:
+        devices = _one_each(place.devices, processes)
+        for device in devices:
+            MODELS.forget(device)
+        return train_apart(job, rows, place.image_file, devices=devices, on_metrics=on_metrics)
+    with MODELS.device(place.devices) as device:
+        MODELS.forget(device)
+        return train_here(job, rows, place.load_image, device=device, on_metrics=on_metrics)
+
+
+def _one_each(wanted: Sequence[str], processes: int) -> list[str]:
+    """A GPU for each process, or the processor for all of them."""
+    names = device_names(wanted)
+    if names == ["cpu"]:
+        return names * processes
+    gpus = [name for name in names if name != "cpu"]
+    if len(gpus) < processes:
+        raise ConfigError(f"compute.processes: {processes} that train together need a GPU each; there are {len(gpus)}")
+    return gpus[:processes]
 
 
 @contextmanager

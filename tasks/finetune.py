@@ -18,12 +18,11 @@ from core.models.denoiser import load_denoiser, save_denoiser
 from core.models.settings import ModelSettings, PromptAttention
 from core.settings import Settings
 from core.stage import Output
-from core.training.batches import TrainingBatches
-from core.training.loop import train
+from core.training.job import MODEL, TrainJob
 from core.training.settings import CURVES_FILE, TrainSettings, VisionSettings, dump_settings
 from core.training.vision import warm_up_vision
 from data_contracts import Samples, TrainingExamples
-from tasks.compute import load_model, return_memory, use_threads
+from tasks.compute import load_model, return_memory, train_on, use_threads
 from tasks.running import run, stage_of
 from tasks.workplace import Workplace
 
@@ -148,22 +147,19 @@ def warm_up(place: Workplace, config: VisionConfig, model: Ref, samples: Ref, *,
 
 @task(cache_policy=NO_CACHE, task_run_name="finetune {config.name}")
 def finetune(
-    place: Workplace, config: FinetuneConfig, model: Ref, examples: Ref, *, threads: int, parent: str
+    place: Workplace,
+    config: FinetuneConfig,
+    model: Ref,
+    examples: Ref,
+    *,
+    threads: int,
+    processes: int = 1,
+    parent: str,
 ) -> State:
     """A model and training examples -> the trained model. Goes on from its last checkpoint after a crash."""
 
     def compute(output: Output) -> None:
-        denoiser = load_model(place, model)
         rows = read_table(place.store, examples, TrainingExamples)
-        batches = TrainingBatches(
-            rows,
-            denoiser,
-            place.load_image,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            objective=config.objective,
-            bucket=config.train.bucket,
-        )
         curves: list[tuple[int, dict[str, float]]] = []
 
         def note(step: int, metrics: Mapping[str, float]) -> None:
@@ -171,20 +167,12 @@ def finetune(
             output.progress(step, config.train.steps, metrics)
             return_memory()
 
-        result = train(
-            denoiser,
-            batches,
-            config.train,
-            grounding_weight=config.objective.grounding_weight,
-            seed=config.seed,
-            threads=threads,
-            checkpoint_dir=output.work / "steps",
-            on_metrics=note,
-        )
-        save_denoiser(denoiser, output.work / "model")
-        if result.adapter is not None:
-            result.adapter.save(output.work / "model")
-        output.write_folder(output.work / "model")
+        job = TrainJob(
+            model=place.local_folder(model), train=config.train, objective=config.objective, seed=config.seed,
+            threads=max(1, threads // processes), work=output.work,
+        )  # fmt: skip
+        result = train_on(place, job, rows, processes=processes, on_metrics=note)
+        output.write_folder(output.work / MODEL)
         output.write_file(CURVES_FILE, json.dumps(curves).encode())
         before = int(read_manifest(place.store, model.uri).facts.get("train_steps", 0))
         facts = {"train_steps": before + config.train.steps, "training_seconds": result.seconds, **result.metrics}

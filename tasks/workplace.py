@@ -84,6 +84,10 @@ class Workplace(Settings):
                 f"(datasets/synth-* or datasets/ingest-* in {self.store.uri}) and run again: they are stored anew"
             ) from error
 
+    def image_file(self, sha: str) -> Path:
+        """A file on this machine with an image's encoded bytes, checked against its sha."""
+        return self.store.local(image_path(sha), sha)
+
     @property
     def load_image(self) -> Callable[[str], np.ndarray]:
         """sha -> uint8 RGB pixels (height, width, 3)."""

@@ -73,7 +73,7 @@ def deal_out(step: nn.Module, model: TrainableDenoiser, processes: Processes, *,
     `pictured`: rows may show images, those of one process alone perhaps; where it has none, the gradients of what sees
     are zeros for it. Where nobody has any, nothing is updated, not even by weight decay.
     """
-    for layer in _layers(model):
+    for layer in layers_of(model):
         fully_shard(layer, mesh=processes.mesh)
     fully_shard(step, mesh=processes.mesh)
     for part in step.modules():
@@ -83,7 +83,7 @@ def deal_out(step: nn.Module, model: TrainableDenoiser, processes: Processes, *,
             part.set_reduce_scatter_unused_params(pictured, recurse=False)
 
 
-def _layers(model: TrainableDenoiser) -> Iterator[nn.Module]:
+def layers_of(model: TrainableDenoiser) -> Iterator[nn.Module]:
     """The layers of the language model: the children of its outermost lists."""
     language = model.language if isinstance(model, PretrainedDenoiser) else cast(nn.Module, model)
     lists = {name: part for name, part in language.named_modules() if isinstance(part, nn.ModuleList)}

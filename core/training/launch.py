@@ -1,0 +1,119 @@
+"""A training in several processes of this machine: torchrun inside a job, followed line by line.
+
+The job travels as files in its work folder: JSON, and the rows and the places of their images as Parquet. Process 0
+writes a line of JSON for every report, and in the end the checkpoint and result.json.
+"""
+
+import json
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import polars as pl
+
+from core import errors
+from core.errors import FatalError, RedraftError
+from core.training.job import TrainJob
+from core.training.loop import OnMetrics, TrainResult
+
+JOB, DEVICES, ROWS, IMAGES = "job.json", "devices.json", "rows.parquet", "images.parquet"
+RESULT, ERROR = "result.json", "error.json"
+REPORT = "redraft-report "
+"""Begins a line that is a report and no chatter."""
+
+_LINES = 30
+_GRACE_S = 10.0
+
+
+def train_apart(
+    job: TrainJob,
+    rows: pl.DataFrame,
+    image_file: Callable[[str], Path],
+    *,
+    devices: Sequence[str],
+    on_metrics: OnMetrics,
+) -> TrainResult:
+    """As `train_here`, in one process a device, which end when this one does. Adapters are written, not returned.
+
+    Args:
+        job: what is done.
+        rows: TrainingExamples.
+        image_file: file of an image, by its sha256.
+        devices: where each process computes: GPUs, or the processor as often as processes shall share it.
+        on_metrics: receives the reports as they come.
+
+    Raises:
+        RedraftError: what stopped the training in one of them.
+        FatalError: they ended otherwise; the message has their last words.
+    """
+    folder = job.work
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (RESULT, ERROR):
+        (folder / name).unlink(missing_ok=True)
+    (folder / JOB).write_text(job.model_dump_json())
+    (folder / DEVICES).write_text(json.dumps(list(devices)))
+    rows.write_parquet(folder / ROWS)
+    shas = rows["image_sha"].drop_nulls().unique(maintain_order=True)
+    places = [str(image_file(sha)) for sha in shas]
+    pl.DataFrame({"sha": shas, "file": places}, schema={"sha": pl.String, "file": pl.String}).write_parquet(
+        folder / IMAGES
+    )
+    with _torchrun(folder, len(devices)) as child:
+        last = _follow(child, on_metrics)
+        code = child.wait()
+    if code != 0:
+        raise _what_stopped_it(folder, code, last)
+    said = json.loads((folder / RESULT).read_text())
+    curve = [(step, metrics) for step, metrics in said["curve"]]
+    return TrainResult(steps=said["steps"], resumed_at=said["resumed_at"], seconds=said["seconds"], curve=curve)
+
+
+@contextmanager
+def _torchrun(folder: Path, processes: int) -> Iterator[subprocess.Popen[str]]:
+    """torchrun and its workers. They read an input that nobody writes: when it ends, with this process, they end."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+        "-m", "core.training.worker", str(folder),
+    ]  # fmt: skip
+    child = subprocess.Popen(  # noqa: S603 - the command is ours
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield child
+    finally:
+        if child.stdin is not None:
+            with suppress(OSError):
+                child.stdin.close()
+        try:
+            child.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            child.terminate()
+            child.wait()
+
+
+def _follow(child: "subprocess.Popen[str]", on_metrics: OnMetrics) -> list[str]:
+    """Pass the reports on until the output ends. Returns its last other lines."""
+    last: deque[str] = deque(maxlen=_LINES)
+    output: IO[str] | None = child.stdout
+    for line in output or ():
+        if line.startswith(REPORT):
+            step, metrics = json.loads(line.removeprefix(REPORT))
+            on_metrics(step, metrics)
+        else:
+            last.append(line.rstrip())
+    return list(last)
+
+
+def _what_stopped_it(folder: Path, code: int, last: list[str]) -> RedraftError:
+    with suppress(OSError, ValueError, KeyError):
+        said: Mapping[str, str] = json.loads((folder / ERROR).read_text())
+        kind = getattr(errors, said["type"])
+        if issubclass(kind, RedraftError):
+            error: RedraftError = kind(said["message"])
+            return error
+    return FatalError(f"the training's processes ended with code {code}:\n" + "\n".join(last))

@@ -1,0 +1,105 @@
+"""The verb `estimate --train`."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from core.config import RunConfig
+from core.errors import ConfigError
+from core.training.memory import MemoryPlan, Remedy, RowSizes, blank, plan_training, remedies, tiles_of
+from core.training.settings import TrainSettings
+from flows.running import DONE, FAILED, emit
+
+_GB = 10**9
+_RUNTIME = 1.0 * _GB
+"""Of a process before it has a model: libraries, or what CUDA keeps for itself."""
+_ROOM = 1.2
+"""Allocators and kernels take more than the tensors; see tests/results/benchmarks/memory_planner.json."""
+
+
+def run_planning(config: RunConfig, *, memory_gb: float | None, image: tuple[int, int], json: bool) -> int:
+    """Plan each training of a run, and say what would make those fit that do not. Nothing is started.
+
+    Returns FAILED if one does not fit.
+
+    Raises:
+        ConfigError: the configuration names no checkpoint.
+    """
+    started = time.monotonic()
+    if not config.model.checkpoint:
+        raise ConfigError("estimate --train plans the training of a checkpoint: give --model.checkpoint FOLDER")
+    checkpoint, processes = Path(config.model.checkpoint), config.compute.processes
+    available = memory_gb * _GB if memory_gb else _memory(processes)
+    budget = int((available - _RUNTIME) / _ROOM)
+    model = config.model
+    row = RowSizes(
+        text=model.prompt_length + model.response_length,
+        supervised=model.response_length,
+        tiles=tiles_of(blank(checkpoint), *image),
+    )
+    plans: dict[str, MemoryPlan] = {}
+    helps: dict[str, list[Remedy]] = {}
+    for name, settings in _trainings(config).items():
+        plans[name] = plan_training(blank(checkpoint), settings, row, processes=processes)
+        if plans[name].total > budget:
+            helps[name] = remedies(lambda: blank(checkpoint), settings, row, processes=processes, memory=budget)
+    _print(plans, helps, row, available)
+    if json:
+        emit(
+            {
+                "verb": "estimate",
+                "row": asdict(row),
+                "memory_bytes": int(available),
+                "needed_bytes": {name: _needed(plan) for name, plan in plans.items()},
+                "plans": {name: asdict(plan) for name, plan in plans.items()},
+                "fits": {name: name not in helps for name in plans},
+                "would_fit": {name: {one.change: _needed(one.plan) for one in found} for name, found in helps.items()},
+                "seconds": round(time.monotonic() - started, 1),
+            }
+        )
+    return FAILED if helps else DONE
+
+
+def _trainings(config: RunConfig) -> dict[str, TrainSettings]:
+    """Those that a run of this configuration has."""
+    found = {"base": config.base, "stage1": config.stage1, "stage2": config.stage2, "control": config.baseline}
+    return {name: settings for name, settings in found.items() if settings.steps}
+
+
+def _memory(processes: int) -> float:
+    """Bytes that a process may take on this machine."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return psutil.virtual_memory().total / processes
+
+
+def _needed(plan: MemoryPlan) -> int:
+    """With what is not in tensors."""
+    return int(plan.total * _ROOM + _RUNTIME)
+
+
+def _print(plans: dict[str, MemoryPlan], helps: dict[str, list[Remedy]], row: RowSizes, available: float) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("GB a process", *plans):
+        table.add_column(column, justify="left" if column == "GB a process" else "right")
+    for part in ("weights", "gradients", "optimizer", "gathered", "working"):
+        table.add_row(part, *(f"{getattr(plan, part) / _GB:,.1f}" for plan in plans.values()))
+    table.add_row("needed", *(f"{_needed(plan) / _GB:,.1f}" for plan in plans.values()))
+    console = Console()
+    console.print(table)
+    images = f", an image of {row.tiles} tiles" if row.tiles else ""
+    console.print(f"for rows of {row.text:,} tokens{images}; there are {available / _GB:,.1f} GB", highlight=False)
+    for name in plans:
+        if name not in helps:
+            console.print(f"{name} fits", style="green")
+            continue
+        console.print(f"{name} does not fit", style="red")
+        for one in helps[name]:
+            console.print(f"  with {one.change}: {_needed(one.plan) / _GB:,.1f} GB", highlight=False)
+        if not helps[name]:
+            console.print("  nor with all that is known to help: take a larger device or a smaller model")

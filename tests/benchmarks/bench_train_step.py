@@ -1,0 +1,164 @@
+"""A training step with a large and a small vocabulary: its peak memory, and its time against a plain one and the limit.
+
+python -m tests.benchmarks.bench_train_step --out tests/results/benchmarks/train_step.json
+python -m tests.benchmarks.bench_train_step --device cuda --out tests/results/benchmarks/train_step_gpu.json
+
+`tests.benchmarks.training_step` says what each way is. Time is that of forward and backward, without the optimizer,
+whose step is the same for all; all ways in turn in one process. Memory is that of whole steps with AdamW, each way in a
+process of its own (`tests.benchmarks.training_memory`): weights, gradients and the optimizer's state are in it for all.
+"Supervised" is the share of all positions, prompts included, that have a loss.
+
+On a machine that others use, `--clock processor` counts the seconds of the processors instead of those of the wall.
+With --device cuda: LoRA at the 8B shape in bf16 (`tests.benchmarks.train_step_gpu`).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks import train_step_gpu
+from tests.benchmarks.record import Ratio, Timings, alternate, record
+from tests.benchmarks.training_memory import Memory, MemoryCase
+from tests.benchmarks.training_step import WAYS, Shape, batch, denoiser, gradient_norm
+
+LARGE, SMALL = 126_464, 2_048
+HALF, FULL = 0.5, 1.0
+_CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def timed(args: argparse.Namespace, vocabulary: int, supervised: float, ways: Sequence[str]) -> tuple[Timings, Any]:
+    """Seconds of each way, and the loss and the gradient's norm that each has found."""
+    model = denoiser(Shape(vocabulary=vocabulary, hidden=args.hidden, layers=args.layers, intermediate=3 * args.hidden))
+    given = batch(
+        Shape(vocabulary=vocabulary), rows=args.rows, prompt=args.prompt, response=args.response, supervised=supervised
+    )
+    found = {way: [float(WAYS[way](model, given)), gradient_norm(model)] for way in ways}
+
+    def step(way: str) -> None:
+        WAYS[way](model, given)
+        model.zero_grad(set_to_none=True)
+
+    def run(way: str) -> Any:
+        return lambda: step(way)
+
+    calls = {way: run(way) for way in ways}
+    return alternate(calls, repeats=args.repeats, warm_up=0, clock=_CLOCKS[args.clock]), found
+
+
+def peak(args: argparse.Namespace, vocabulary: int, way: str, at_once: int) -> Memory:
+    """Of a process of its own."""
+    case = MemoryCase(
+        way=way,
+        vocabulary=vocabulary,
+        hidden=args.hidden,
+        layers=args.layers,
+        rows=args.rows,
+        prompt=args.prompt,
+        response=args.response,
+        at_once=at_once,
+    )
+    command = [sys.executable, "-m", "tests.benchmarks.training_memory", json.dumps(asdict(case)), str(args.threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return Memory(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def time_ratios(args: argparse.Namespace) -> tuple[dict[str, Any], list[Ratio]]:
+    """All timings, and the ratios of them."""
+    measured: dict[str, Any] = {}
+    ratios = []
+    for vocabulary in (args.large, SMALL):
+        for supervised in (HALF, FULL):
+            ways = ["redraft", "bare", "plain", *(["torch"] if vocabulary == args.large else [])]
+            times, found = timed(args, vocabulary, supervised, ways)
+            name = f"vocabulary {vocabulary:,}, {supervised:.0%} supervised"
+            measured[name] = {"seconds": times.as_json, "loss_and_gradient_norm": found}
+            bound = 1.10 if supervised == HALF else None
+            ratios += [
+                Ratio(
+                    what=f"time over bare, {name}", value=times.ratio("redraft", "bare"), bound=bound, kind="at most"
+                ),
+                Ratio(what=f"plain's time over ours, {name}", value=times.ratio("plain", "redraft")),
+            ]
+            if "torch" in ways:
+                what = f"time with torch's linear_cross_entropy over ours, {name}"
+                ratios.append(Ratio(what=what, value=times.ratio("torch", "redraft")))
+    return measured, ratios
+
+
+def memory_ratios(args: argparse.Namespace) -> tuple[dict[str, Any], list[Ratio]]:
+    """All peaks, and the ratios of them."""
+    measured: dict[str, Any] = {}
+    ratios = []
+    for vocabulary in (args.large, SMALL):
+        peaks = {way: peak(args, vocabulary, way, 0) for way in ("redraft", "bare", "plain", "plain_rows")}
+        peaks |= {f"{way}, a row a backward": peak(args, vocabulary, way, 1) for way in ("redraft", "plain")}
+        name = f"vocabulary {vocabulary:,}, 50% supervised"
+        measured[name] = {way: asdict(found) | {"step": found.step} for way, found in peaks.items()}
+        ours, large = peaks["redraft"], vocabulary == args.large
+        ratios += [
+            Ratio(
+                what=f"peak memory over plain's, {name}",
+                value=ours.step / peaks["plain"].step,
+                bound=0.5 if large else None,
+                kind="at most",
+            ),
+            Ratio(
+                what=f"peak memory above the weights over plain's, {name}",
+                value=ours.above_weights / peaks["plain"].above_weights,
+                kind="at most",
+            ),
+            Ratio(
+                what=f"peak memory over that of plain's rows one at a time, {name}",
+                value=ours.step / peaks["plain_rows"].step,
+                kind="at most",
+            ),
+            Ratio(
+                what=f"peak memory over plain's, a row a backward in both, {name}",
+                value=peaks["redraft, a row a backward"].step / peaks["plain, a row a backward"].step,
+                kind="at most",
+            ),
+        ]
+    return measured, ratios
+
+
+def main() -> int:
+    """Run, write the JSON, and return 0 if every bound is kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--response", type=int, default=128)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--large", type=int, default=LARGE)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=sorted(_CLOCKS), default="wall")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    settings = {key: value for key, value in vars(args).items() if key != "out"}
+    if args.device == "cuda":
+        measured, ratios = train_step_gpu.measure(args.repeats)
+        return record(args.out, "train_step_gpu", settings=settings, measured=measured, ratios=ratios)
+    memory, memory_found = memory_ratios(args)
+    seconds, time_found = time_ratios(args)
+    return record(
+        args.out,
+        "train_step",
+        settings=settings,
+        measured={"memory_bytes": memory, "time": seconds},
+        ratios=[*memory_found, *time_found],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Peak memory of training steps in a fresh process, which writes one line of JSON: what `bench_train_step` starts.
+
+python -m tests.benchmarks.training_memory '{"way": "redraft", "vocabulary": 2048, ...}'    (`MemoryCase`)
+
+Resident memory, as the kernel counts it; the peak is that of the whole process, in which nothing before the steps took
+as much. Two steps of forward, backward and AdamW, so that the optimizer's state is there in the second.
+"""
+
+import json
+import resource
+import sys
+from dataclasses import asdict, dataclass
+
+import psutil
+import torch
+
+from core.training.optim import build_optimizers
+from core.training.settings import TrainSettings
+from tests.benchmarks import training_step
+from tests.benchmarks.training_step import Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryCase:
+    """What is measured: a way of `training_step`, the model's sizes and the batch; `at_once`: rows a forward."""
+
+    way: str
+    vocabulary: int
+    hidden: int = 512
+    layers: int = 8
+    rows: int = 16
+    prompt: int = 64
+    response: int = 128
+    supervised: float = 0.5
+    at_once: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes: of the process before there was a model, with its weights, and at most."""
+
+    before: int
+    loaded: int
+    peak: int
+
+    @property
+    def step(self) -> int:
+        """Of the training: weights, gradients, optimizer, activations and loss, without the interpreter's libraries."""
+        return self.peak - self.before
+
+    @property
+    def above_weights(self) -> int:
+        """Without the weights."""
+        return self.peak - self.loaded
+
+
+def measure(case: MemoryCase) -> Memory:
+    """Run the steps in this process, which must be fresh."""
+    shape = Shape(vocabulary=case.vocabulary, hidden=case.hidden, layers=case.layers, intermediate=3 * case.hidden)
+    training_step.WAYS["bare"](*_tiny())  # what torch loads when it first computes is no part of a step
+    before = _resident()
+    model = training_step.denoiser(shape)
+    optimizers = build_optimizers(model, TrainSettings(optimizer="adamw"))
+    loaded = _resident()
+    whole = training_step.batch(
+        shape, rows=case.rows, prompt=case.prompt, response=case.response, supervised=case.supervised
+    )
+    for _ in range(2):
+        for part in training_step.parts(whole, case.at_once or case.rows):
+            training_step.WAYS[case.way](model, part)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Memory(before=before, loaded=loaded, peak=peak)
+
+
+def _tiny() -> tuple[training_step.PretrainedDenoiser, training_step.Batch]:
+    shape = Shape(vocabulary=64, hidden=16, layers=1, heads=2, intermediate=16)
+    return training_step.denoiser(shape), training_step.batch(shape, rows=2, prompt=4, response=4, supervised=0.5)
+
+
+def _resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[2]) if len(sys.argv) > 2 else torch.get_num_threads())
+    sys.stdout.write(json.dumps(asdict(measure(MemoryCase(**json.loads(sys.argv[1]))))) + "\n")

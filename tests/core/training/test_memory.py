@@ -1,0 +1,129 @@
+"""The planner's bytes against those that torch's profiler counts while a real training step runs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from core.models.denoiser import load_denoiser
+from core.training.batches import Batch
+from core.training.loop import train
+from core.training.memory import RowSizes, blank, plan_training, remedies, tiles_of
+from core.training.settings import GroupRates, LoraSettings, TrainSettings
+from data_contracts import TokenKind
+from tests.benchmarks.training_step import Shape, denoiser
+from tests.core.models.checkpoints import published
+
+PLACEHOLDER = -200
+
+
+class Rows:
+    """Rows of a prompt and a supervised response; with an image each, or none."""
+
+    pictured = False
+
+    def __init__(self, model, settings, *, text, supervised, image=None):
+        self.model, self.rows, self.text, self.supervised, self.image = (
+            model,
+            settings.batch_size,
+            text,
+            supervised,
+            image,
+        )
+
+    def batch(self, step):
+        return self.part(step, np.arange(self.rows))
+
+    def labels(self, step, places_P=None):
+        return 0
+
+    def part(self, step, places_P):
+        rows = len(places_P)
+        ids_BL = torch.randint(0, 60, (rows, self.text), generator=torch.Generator().manual_seed(step))
+        kinds_BL = torch.full_like(ids_BL, int(TokenKind.PROMPT), dtype=torch.int8)
+        kinds_BL[:, -self.supervised :] = int(TokenKind.MASK)
+        pixels = None
+        if self.image:
+            ids_BL[:, 0] = PLACEHOLDER
+            pixels = self.model.pixels([np.zeros((*self.image[::-1], 3), np.uint8)] * rows)
+        return Batch(
+            input_ids_BL=ids_BL,
+            target_ids_BL=ids_BL.clamp(min=0),
+            kinds_BL=kinds_BL,
+            weights_BL=(kinds_BL == TokenKind.MASK).float(),
+            valid_BL=torch.ones_like(ids_BL, dtype=torch.bool),
+            regions_BL=None,
+            pixels=pixels,
+            image_index_B=None if pixels is None else torch.arange(rows),
+        )
+
+
+def measured(model, settings, rows):
+    """Weights, and the most that two steps held beyond what was there: all allocations in their order, added up."""
+    weights = sum(p.nbytes for p in model.parameters())
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        train(model, rows, settings)
+    changes = [event.nbytes() for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return weights + int(np.cumsum(changes).max())
+
+
+SMALL = Shape(vocabulary=700, hidden=128, layers=3, heads=4, intermediate=384)
+SETTINGS = {
+    "adamw": {"optimizer": "adamw"},
+    "muon": {},
+    "micro-batches": {"optimizer": "adamw", "micro_batch": 2},
+    "activations again": {"optimizer": "adamw", "gradient_checkpointing": True},
+    "adapters": {"optimizer": "adamw", "lora": LoraSettings(rank=4)},
+    "bf16": {"optimizer": "adamw", "precision": "bf16"},
+    "head alone": {"optimizer": "adamw", "group_lr": GroupRates(language=0.0)},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_plan_is_what_a_training_holds(name):
+    settings = TrainSettings(steps=2, batch_size=8, warmup=0, **SETTINGS[name])
+    row = RowSizes(text=200, supervised=120)
+    plan = plan_training(denoiser(SMALL), settings, row)
+    model = denoiser(SMALL)
+    found = measured(model, settings, Rows(model, settings, text=row.text, supervised=row.supervised))
+    assert plan.total == pytest.approx(found, rel=0.1)
+
+
+def test_the_plan_counts_the_tiles_of_images(tmp_path):
+    folder, image = published(tmp_path, "llada_v_tiny"), (150, 90)
+    settings = TrainSettings(steps=2, batch_size=6, warmup=0, optimizer="adamw")
+    tiles = tiles_of(blank(folder), *image)
+    row = RowSizes(text=60, supervised=40, tiles=tiles)
+    plan = plan_training(blank(folder), settings, row)
+    model = load_denoiser(folder)
+    found = measured(model, settings, Rows(model, settings, text=row.text, supervised=row.supervised, image=image))
+    assert tiles == len(model.pixels([np.zeros((90, 150, 3), np.uint8)]).tiles_TCSS)
+    assert plan.total == pytest.approx(found, rel=0.2)
+    assert plan_training(blank(folder), settings, RowSizes(text=60, supervised=40)).working < 0.7 * plan.working
+
+
+def test_processes_share_what_belongs_to_weights_and_gather_a_part():
+    settings = TrainSettings(batch_size=8, optimizer="adamw")
+    row = RowSizes(text=200, supervised=120)
+    alone, shared = (plan_training(denoiser(SMALL), settings, row, processes=count) for count in (1, 4))
+    assert shared.weights == alone.weights // 4
+    assert shared.optimizer == alone.optimizer // 4
+    assert 0 < shared.gathered < alone.weights + alone.gradients
+    assert shared.total < alone.total
+
+
+def build(folder: Path):
+    return lambda: blank(folder)
+
+
+def test_what_helps_is_said_and_helps(tmp_path):
+    make = build(published(tmp_path, "llada_tiny"))
+    settings = TrainSettings(batch_size=32, optimizer="adamw")
+    row = RowSizes(text=400, supervised=300)
+    needed = plan_training(make(), settings, row).total
+    found = remedies(make, settings, row, processes=1, memory=needed // 2)
+    assert {one.change for one in found} >= {"micro_batch = 1", "gradient_checkpointing = true"}
+    assert all(one.plan.total <= needed // 2 for one in found)
+    assert remedies(make, settings, row, processes=1, memory=1000) == []

@@ -1,0 +1,114 @@
+"""What two processes compute together, written down for tests that compare it with what one computes alone."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from core.models.denoiser import load_denoiser, save_denoiser
+from core.training.loop import train
+from core.training.settings import GroupRates, LoraSettings, TrainSettings
+from core.training.sharding import ALONE, Processes
+from tests.core.training.trainings import Cut, batches_of
+
+PLAIN = TrainSettings(steps=3, batch_size=5, lr=1e-3, warmup=0, optimizer="adamw", checkpoint_every=2, log_every=1)
+LORA = LoraSettings(rank=4, alpha=8.0)
+CASES = {
+    "full": PLAIN,
+    "lora": PLAIN.model_copy(update={"lora": LORA, "group_lr": GroupRates(vision_adapter=1e-3)}),
+    "all": PLAIN.model_copy(
+        update={"lora": LORA, "micro_batch": 2, "bucket": 2, "precision": "bf16", "gradient_checkpointing": True}
+    ),
+    "full again": PLAIN.model_copy(update={"gradient_checkpointing": True, "micro_batch": 1}),
+}
+
+
+class OneBlind:
+    """The first row of each step and every fourth shows no image: one process of two has rows of text alone."""
+
+    pictured = True
+
+    def __init__(self, batches):
+        self._batches = batches
+
+    def labels(self, step, places=None):
+        return 0
+
+    def batch(self, step):
+        raise AssertionError("rows with images and rows without are computed apart")
+
+    def part(self, step, places):
+        batch = self._batches.part(step, places)
+        if places[0] % 2:
+            return batch
+        unseen = batch.input_ids_BL == -200
+        return replace(batch, input_ids_BL=batch.input_ids_BL.masked_fill(unseen, 5), pixels=None, image_index_B=None)
+
+
+def write(folder: Path, name: str, model, result) -> None:
+    save_denoiser(model, folder / name)
+    if result.adapter is not None:
+        result.adapter.save(folder / name)
+    (folder / f"{name}.json").write_text(json.dumps(result.curve))
+
+
+def every_case(checkpoint: Path, folder: Path, processes: Processes, seen: Callable[[object], None]) -> None:
+    for name, settings in CASES.items():
+        model = load_denoiser(checkpoint)
+        result = train(
+            model, batches_of(model, settings), settings, seed=1, processes=processes,
+            on_metrics=lambda step, metrics, model=model: seen(model),
+        )  # fmt: skip
+        if processes.rank == 0:
+            write(folder, name, model, result)
+    model = load_denoiser(checkpoint)
+    settings = PLAIN.model_copy(update={"micro_batch": 1, "batch_size": 4})
+    result = train(model, OneBlind(batches_of(model, settings)), settings, processes=processes)
+    if processes.rank == 0:
+        write(folder, "one blind", model, result)
+
+
+def cut_and_resumed(checkpoint: Path, folder: Path, processes: Processes, name: str, *, steps: Path) -> None:
+    """Train until the third update fails, and once more from the checkpoint that is left."""
+    settings = CASES[name]
+    model = load_denoiser(checkpoint)
+    try:
+        train(model, Cut(batches_of(model, settings), 2), settings, seed=1, processes=processes, checkpoint_dir=steps)
+    except InterruptedError:
+        pass
+    else:
+        raise AssertionError("it was not cut")
+    again = load_denoiser(checkpoint)
+    result = train(again, batches_of(again, settings), settings, seed=1, processes=processes, checkpoint_dir=steps)
+    assert result.resumed_at == 2
+    if processes.rank == 0:
+        write(folder, f"{name} resumed", again, result)
+
+
+def run(rank: int, checkpoint: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    processes = Processes(rank=rank, world=2, mesh=init_device_mesh("cpu", (2,)))
+    shards = []
+
+    def seen(model) -> None:
+        parts = list(model.parameters())
+        assert all(isinstance(p, DTensor) for p in parts)
+        shards.append([sum(p.to_local().numel() for p in parts), sum(p.numel() for p in parts)])
+
+    every_case(checkpoint, folder, processes, seen)
+    for name in ("full", "all"):
+        cut_and_resumed(checkpoint, folder, processes, name, steps=folder / f"steps {name}")
+    if rank == 0:
+        (folder / "shards.json").write_text(json.dumps(shards))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def alone(checkpoint: Path, folder: Path) -> None:
+    every_case(checkpoint, folder, ALONE, lambda model: None)
