@@ -106,8 +106,8 @@ class DecodeSettings(Settings):
             raise ValueError("the schedule origin reveals by chance: leave out threshold and confidence")
         if "refresh" in changed and self.cache == "none":
             raise ValueError("refresh is of a cache: without one every step reads everything")
-        if self.confidence != "probability" and ("threshold" in changed or "late" in changed):
-            raise ValueError("threshold and late are of the confidence 'probability'")
+        if self.confidence != "probability" and changed.keys() & {"threshold", "late", "margin"}:
+            raise ValueError("threshold, late and margin are of the confidence 'probability'")
         return self
 
     def _changed(self) -> dict[str, Any]:
