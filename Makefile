@@ -31,6 +31,7 @@ lint: install
 
 bench: install  ## writes tests/results/benchmarks/*.json, and the README's table from them; wants a machine of its own
 	$(BIN)/python -m tests.benchmarks.bench_drafting --out tests/results/benchmarks/drafting.json
+	$(BIN)/python -m tests.benchmarks.bench_decode --out tests/results/benchmarks/decode.json
 	$(BIN)/python -m tests.benchmarks.bench_pairs --out tests/results/benchmarks/pairs.json
 	$(BIN)/python -m tests.benchmarks.bench_ingest --out tests/results/benchmarks/ingest.json
 	$(BIN)/python -m tests.benchmarks.bench_expert --out tests/results/benchmarks/expert.json

@@ -238,20 +238,15 @@ def _expanded(tokens: tuple[str, ...]) -> list[str]:
 def _settled(config: RunConfig) -> RunConfig:
     """The configuration with absolute paths: servers and tasks may work in other folders, and so may a rerun."""
     data, place = config.data, config.place
-    paths = {"path": _found(data.path), "images": _absolute(data.images)}
+    paths = {"path": _absolute(data.path), "images": _absolute(data.images)}
     places = {"store": _absolute(place.store), "database": _absolute_sqlite(place.database)}
     return config.model_copy(
         update={
             "data": data.model_copy(update=paths),
-            "model": config.model.model_copy(update={"checkpoint": _found(config.model.checkpoint)}),
+            "model": config.model.model_copy(update={"checkpoint": _absolute(config.model.checkpoint)}),
             "place": place.model_copy(update=places),
         }
     )
-
-
-def _found(path: str) -> str:
-    """The path from the root on, if there is such a file or folder: else it may be the name of one in the store."""
-    return _absolute(path) if Path(path).exists() else path
 
 
 def _absolute(path: str) -> str:
