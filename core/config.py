@@ -156,11 +156,13 @@ class ComputeSettings(Settings):
 
     threads: int = Field(default=2, ge=1)
     """Processor threads; work that runs side by side shares them."""
+    one_model: bool = False
+    """One model in memory at a time, for a GPU that holds no second: no two train, draft or are measured at once."""
 
     @property
     def beside(self) -> int:
         """Threads of one of two pieces of work that run side by side."""
-        return max(1, self.threads // 2)
+        return self.threads if self.one_model else max(1, self.threads // 2)
 
 
 _CREDENTIALS = {

@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import Callable
 
+import polars as pl
 from rich.console import Console
 from rich.text import Text
 
@@ -50,7 +51,7 @@ def line(mark: str, colour: str, name: str, said: str) -> Text:
 
 
 def _forward(config: RunConfig, place: Workplace) -> str:
-    """Decode one answer about one picture."""
+    """Decode one answer about one picture, or to its prompt alone if the model reads no images."""
     samples, images = synthesize(split="dev", start=0, count=1, captions=1, seed=config.seed)
     for data in images.values():
         put_image(place.store, data)
@@ -60,9 +61,10 @@ def _forward(config: RunConfig, place: Workplace) -> str:
         if checkpoint
         else create_denoiser(config.model, samples["reference"].to_list(), seed=config.seed)
     )
+    seen = samples if model.vision_parameters() else samples.with_columns(image_sha=pl.lit(None, dtype=pl.String))
     answered = answer(
         model,
-        samples,
+        seen,
         [DecodeSettings(tokens_per_step=config.model.response_length, policy="freeze")],
         load_image=place.load_image,
         response_length=config.model.response_length,

@@ -68,6 +68,8 @@ def redraft_run(config: dict[str, Any], place: dict[str, Any], run: str, command
     first = open_round(here, "foundation", parent)
     ground = foundation(settings, here, first)
     baseline = finetune.submit(here, *control_of(settings, here, ground, parent), threads=beside, parent=parent)
+    if settings.compute.one_model:
+        baseline.wait()
     start = stage_one(settings, here, ground, beside, first)
     close_round(here, first)
     rounds = self_correction(settings, here, ground, start, ground.used, parent)

@@ -1,4 +1,4 @@
-"""What a run can know at its start: a key that is not set, an expert that does not answer, a checkpoint that is none."""
+"""What a run can know at its start: a key is not set, an expert does not answer, a checkpoint cannot be used."""
 
 import httpx
 

@@ -41,8 +41,11 @@ class ModelConfig(Settings):
 
     @classmethod
     def of(cls, config: RunConfig) -> "ModelConfig":
-        """The part of a run's configuration that matters here."""
-        return cls(model=config.model, seed=config.seed, checkpoint_sha256=checkpoint_digest(config.model.checkpoint))
+        """The part of a run's configuration that matters here: of a checkpoint, nothing but which one it is."""
+        checkpoint = config.model.checkpoint
+        if not checkpoint:
+            return cls(model=config.model, seed=config.seed)
+        return cls(model=ModelSettings(checkpoint=checkpoint), seed=0, checkpoint_sha256=checkpoint_digest(checkpoint))
 
 
 class VisionConfig(Settings):

@@ -2,9 +2,7 @@
 
 import json
 import re
-import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -16,7 +14,6 @@ from prefect.client.schemas.objects import State
 from core.config import PlaceSettings, RunConfig, config_path, parse_config, read_toml
 from core.errors import StoreError
 from core.expert.ledger import Ledger
-from core.expert.server import make_server
 from core.manifest import MANIFEST, Manifest, Ref, read_manifest, read_table
 from core.store import LocalStore, image_path
 from core.worlds.scenes import synthesize
@@ -33,19 +30,6 @@ from flows.session import workplace
 from flows.summary import read_summary
 from tasks.versions import VERSIONS
 from tasks.workplace import Workplace
-
-
-@pytest.fixture(scope="module")
-def expert_url() -> Iterator[str]:
-    server = make_server()
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        thread.join(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/v1"
-    server.should_exit = True
-    thread.join()
 
 
 @pytest.fixture(scope="module")
