@@ -27,8 +27,8 @@ from tasks.compute import load_model, return_memory, use_threads
 from tasks.running import run, stage_of
 from tasks.workplace import Workplace
 
-_TIMINGS = {"steps_per_second"}
-"""Metrics that differ between two equal trainings: MLflow has them; in a checkpoint they would change its digest."""
+_LEFT_OUT = {"steps_per_second", "padding"}
+"""Metrics that MLflow has, and that would change the digest of a checkpoint: of an equal training, or an older one."""
 
 
 class ModelConfig(Settings):
@@ -132,11 +132,12 @@ def finetune(
             batch_size=config.train.batch_size,
             seed=config.seed,
             objective=config.objective,
+            bucket=config.train.bucket,
         )
         curves: list[tuple[int, dict[str, float]]] = []
 
         def note(step: int, metrics: Mapping[str, float]) -> None:
-            curves.append((step, {name: value for name, value in metrics.items() if name not in _TIMINGS}))
+            curves.append((step, {name: value for name, value in metrics.items() if name not in _LEFT_OUT}))
             output.progress(step, config.train.steps, metrics)
             return_memory()
 

@@ -83,6 +83,27 @@ class DataOrder:
         return picked
 
 
+@dataclass(frozen=True, kw_only=True)
+class ByLength:
+    """As `plain`, but of the rows of `steps` steps in a row, those of similar length come together.
+
+    The rows of a step stand in order of length; which of the steps comes first is drawn.
+    """
+
+    plain: DataOrder
+    steps: int
+    length_N: NDArray[np.int64]
+
+    def step(self, k: int) -> NDArray[np.int64]:
+        """The rows of step k (from 0), (batch_size,)."""
+        number, within = divmod(k, self.steps)
+        size = self.plain.batch_size
+        rows = DataOrder(rows=self.plain.rows, batch_size=size * self.steps, seed=self.plain.seed).step(number)
+        ranked = rows[np.argsort(self.length_N[rows], kind="stable")]
+        place = int(rng("bucket", self.plain.seed, number).permutation(self.steps)[within])
+        return ranked[place * size : (place + 1) * size]
+
+
 @lru_cache(maxsize=4)
 def _permutation(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return rng("data order", seed, epoch).permutation(rows)
@@ -154,6 +175,25 @@ class Examples:
     def __len__(self) -> int:
         return len(self._length_N)
 
+    @property
+    def pictured(self) -> bool:
+        """Whether the rows have images."""
+        return self._load is not None
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row, (N,)."""
+        return self._length_N
+
+    def labels(self, rows: NDArray[np.int64]) -> int:
+        """Tokens of these rows whose image region is known."""
+        if self._regions is None:
+            return 0
+        return sum(
+            int((self._regions[first : first + length] >= 0).sum())
+            for first, length in zip(self._first_N[rows], self._length_N[rows], strict=True)
+        )
+
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """The rows with these numbers, in this order."""
         length_B = self._length_N[rows]
@@ -198,6 +238,7 @@ class TrainingBatches:
         batch_size: rows a batch.
         seed: of the data order.
         objective: says what each token weighs.
+        bucket: updates whose rows are dealt out by length; 0: none.
 
     Raises:
         InputError: no rows, or rows with images beside rows without.
@@ -212,19 +253,35 @@ class TrainingBatches:
         batch_size: int,
         seed: int,
         objective: ObjectiveSettings,
+        bucket: int = 0,
     ) -> None:
         pad_id = model.tokenizer.pad_token_id
         if not isinstance(pad_id, int):
             raise InputError("the tokenizer needs a pad token: set tokenizer.pad_token")
-        self.order = DataOrder(rows=frame.height, batch_size=batch_size, seed=seed)
         self._examples = Examples(
             frame, pad_id=pad_id, objective=objective, load_image=load_image, preprocess=model.pixels
         )
+        plain = DataOrder(rows=frame.height, batch_size=batch_size, seed=seed)
+        self.order = plain if bucket == 0 else ByLength(plain=plain, steps=bucket, length_N=self._examples.lengths)
         self._device = next(iter(model.parameters())).device
 
     def batch(self, step: int) -> Batch:
         """The rows of update `step` (from 0), on the model's device."""
         return self._examples.batch(self.order.step(step)).to(self._device)
+
+    def part(self, step: int, places_P: NDArray[np.int64]) -> Batch:
+        """Some rows of it, by their places."""
+        return self._examples.batch(self.order.step(step)[places_P]).to(self._device)
+
+    def labels(self, step: int, places_P: NDArray[np.int64] | None = None) -> int:
+        """Tokens of its rows, or of some, whose image region is known."""
+        rows = self.order.step(step)
+        return self._examples.labels(rows if places_P is None else rows[places_P])
+
+    @property
+    def pictured(self) -> bool:
+        """Whether the rows show images."""
+        return self._examples.pictured
 
 
 def _flat_regions(frame: pl.DataFrame, length_N: NDArray[np.int64]) -> NDArray[np.int16] | None:

@@ -3,18 +3,21 @@
 A batch depends on the step alone, nothing else is random, and a checkpoint holds model, optimizers and step: so a
 training that was killed and resumed ends with the same bits as one that was not.
 
-Shapes: B rows, L text tokens, N supervised tokens of the batch, D hidden size, R image regions, V vocabulary.
+Shapes: B rows, L text tokens, P rows of a part, N supervised tokens of the batch, D hidden size, R image regions,
+V vocabulary.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core.errors import ConfigError, FatalError
@@ -22,7 +25,7 @@ from core.models.denoiser import TrainableDenoiser
 from core.objectives import denoising, grounding
 from core.training.batches import Batch
 from core.training.checkpoint import TrainingState, load_latest, save_state
-from core.training.lora import Adapters, Merged
+from core.training.lora import Merged
 from core.training.optim import (
     build_optimizers,
     learning_rate,
@@ -30,7 +33,11 @@ from core.training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
+from core.training.parts import Part, parts_of
 from core.training.settings import TrainSettings, dump_settings
+from core.training.sharding import ALONE, Processes, deal_out, put_together, share_of, whole
+from core.training.trainee import Trainee, prepare
+from core.training.window import Window
 
 CurvePoint = tuple[int, Mapping[str, float]]
 """Number of updates done, and the means of the metrics since the point before."""
@@ -44,6 +51,19 @@ class Batches(Protocol):
 
     def batch(self, step: int) -> Batch:
         """The rows of update `step` (from 0): always the same for the same step."""
+        ...
+
+    def part(self, step: int, places_P: NDArray[np.int64]) -> Batch:
+        """Some of those rows, by their places among them."""
+        ...
+
+    def labels(self, step: int, places_P: NDArray[np.int64] | None = None) -> int:
+        """Tokens of those rows, or of some, whose image region is known."""
+        ...
+
+    @property
+    def pictured(self) -> bool:
+        """Whether any row shows an image."""
         ...
 
 
@@ -74,49 +94,113 @@ def train(
     grounding_weight: float = 0.0,
     seed: int = 0,
     threads: int = 1,
+    processes: Processes = ALONE,
     checkpoint_dir: Path | None = None,
     on_metrics: OnMetrics | None = None,
 ) -> TrainResult:
     """Train `model` in place and leave it in evaluation mode.
 
     Args:
-        model: the weights to start from.
+        model: the weights to start from; of several processes each has all of them.
         batches: the rows.
         settings: how.
         grounding_weight: factor on the loss of the region head, where model and batch have regions.
         seed: of the adapters, if there are any.
         threads: processor threads to compute with, set for the process: equal numbers give equal bits.
+        processes: those that train together. In the end the first has the trained model, to be saved and not to be
+            run, and the others have none.
         checkpoint_dir: goes on from the newest checkpoint in it, and writes more there; None: neither.
-        on_metrics: receives loss, loss and accuracy by kind, learning rate, gradient norm and steps a second.
+        on_metrics: receives loss, loss and accuracy by kind, learning rate, gradient norm, share of padding and steps
+            a second; in the first process.
 
     Raises:
         FatalError: if loss or gradient is not finite; the message names the step.
-        ConfigError: if `checkpoint_dir` belongs to a training with other settings.
+        ConfigError: if `checkpoint_dir` belongs to a training with other settings, or the settings do not fit.
     """
-    adapters = Adapters(model, settings.lora, seed=seed) if settings.lora.rank else None
-    optimizers = build_optimizers(model, settings)
-    first, curve = _resume(model, optimizers, settings, checkpoint_dir)
-    window, started = _Window(), time.monotonic()
-    model.train()
+    if processes.mesh is not None and settings.optimizer == "muon":
+        raise ConfigError("several processes: Muon needs whole matrices, and they are dealt out: use adamw")
+    trainee = prepare(model, settings, seed=seed)
+    step_loss = StepLoss(trainee)
+    if processes.mesh is not None:
+        deal_out(step_loss, model, processes, pictured=batches.pictured)
+    optimizers = build_optimizers(model, settings, trainee.rates)
+    first, curve = _resume(trainee, optimizers, checkpoint_dir)
+    window, started = Window(), time.monotonic()
+    parts = parts_of(settings.batch_size, micro_batch=settings.micro_batch, rank=processes.rank, world=processes.world)
     torch.set_num_threads(threads)  # and left so: to set it back would change trainings beside this one
     for step in range(first, settings.steps):
         lr = learning_rate(step, settings)
         set_learning_rate(optimizers, lr)
-        loss, metrics = batch_loss(model, batches.batch(step), grounding_weight)
-        norm = _update(model, optimizers, loss, settings, step)
-        window.add({**metrics, "loss": loss.detach(), "grad_norm": norm})
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        measured = [_backward(step_loss, share) for share in _shares(batches, step, parts, settings, grounding_weight)]
+        norm = _update(trainee, optimizers, measured, step)
+        window.add([metrics for metrics in measured if metrics], {"grad_norm": norm})
         done = step + 1
         if done % settings.log_every == 0 or done == settings.steps:
-            curve.append((done, {**window.means(), "lr": lr}))
-            window = _Window()
-            if on_metrics is not None:
+            curve.append((done, {**window.means(processes.gather), "lr": lr}))
+            window = Window()
+            if on_metrics is not None and processes.rank == 0:
                 on_metrics(*curve[-1])
         if checkpoint_dir is not None and (done % settings.checkpoint_every == 0 or done == settings.steps):
-            _save(model, optimizers, settings, curve, checkpoint_dir, done)
-    model.train(False)
+            _save(trainee, optimizers, curve, checkpoint_dir, done, processes)
     seconds = time.monotonic() - started
-    merged = None if adapters is None else adapters.merge()
+    if processes.mesh is not None:
+        put_together(model, processes)
+    merged = trainee.finish() if processes.rank == 0 else None
     return TrainResult(steps=settings.steps, resumed_at=first, seconds=seconds, curve=curve, adapter=merged)
+
+
+class StepLoss(nn.Module):
+    """`batch_loss` as a module, whose forward is all that a step computes: what deals out parameters hooks on it."""
+
+    def __init__(self, trainee: Trainee) -> None:
+        super().__init__()
+        self.model = cast(nn.Module, trainee.model)
+        self._computing = trainee.computing
+
+    def forward(self, batch: Batch, grounding_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its metrics."""
+        with self._computing():
+            return batch_loss(cast(TrainableDenoiser, self.model), batch, grounding_weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """Rows that are computed together. Their loss, times `scale`, is their share of the step's."""
+
+    batch: Batch
+    scale: float
+    grounding_weight: float
+
+
+def _shares(
+    batches: Batches, step: int, parts: list[Part], settings: TrainSettings, grounding_weight: float
+) -> Iterator[_Share]:
+    """What this process computes of a step, read when it is needed.
+
+    A part's loss is a mean over its rows, and, for the region head, over its labelled tokens; a step's, over its own.
+    """
+    if len(parts) == 1 and len(parts[0].places) == settings.batch_size:
+        yield _Share(batch=batches.batch(step), scale=1.0, grounding_weight=grounding_weight)
+        return
+    labels = batches.labels(step) if grounding_weight > 0 else 0
+    for part in parts:
+        scale = len(part.places) / settings.batch_size if part.counts else 0.0
+        own = batches.labels(step, part.places) if labels and part.counts else 0
+        weight = grounding_weight * own / (labels * scale) if own else grounding_weight
+        yield _Share(batch=batches.part(step, part.places), scale=scale, grounding_weight=weight)
+
+
+def _backward(step_loss: StepLoss, share: _Share) -> dict[str, Tensor]:
+    """Add the gradients of a share of the loss. Returns its metrics; none of rows that do not count."""
+    loss, metrics = step_loss(share.batch, share.grounding_weight)
+    loss = loss * share.scale
+    loss.backward()
+    if share.scale == 0.0:
+        return {}
+    padding = 1.0 - share.batch.valid_BL.float().mean()
+    return {**metrics, "loss": loss.detach(), "padding": padding}
 
 
 def batch_loss(model: TrainableDenoiser, batch: Batch, grounding_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -141,16 +225,14 @@ def batch_loss(model: TrainableDenoiser, batch: Batch, grounding_weight: float) 
     return loss, metrics
 
 
-def _update(
-    model: TrainableDenoiser, optimizers: list[Optimizer], loss: Tensor, settings: TrainSettings, step: int
-) -> Tensor:
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch's
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
-    if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+def _update(trainee: Trainee, optimizers: list[Optimizer], measured: list[dict[str, Tensor]], step: int) -> Tensor:
+    """Update the weights. Returns the norm of the gradient, over all processes."""
+    settings = trainee.settings
+    norm = whole(torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), settings.grad_clip))
+    loss = sum(metrics["loss"].item() for metrics in measured if metrics)
+    if not (math.isfinite(loss) and math.isfinite(norm.item())):
         raise FatalError(
-            f"training diverged at step {step}: loss {loss.item()}, gradient norm {norm.item()}. "
+            f"training diverged at step {step}: loss {loss}, gradient norm {norm.item()}. "
             "Lower the learning rate or the noise weights; the newest checkpoint is from before"
         )
     for optimizer in optimizers:
@@ -158,71 +240,44 @@ def _update(
     return norm
 
 
-def _resume(
-    model: TrainableDenoiser, optimizers: list[Optimizer], settings: TrainSettings, folder: Path | None
-) -> tuple[int, list[CurvePoint]]:
+def _resume(trainee: Trainee, optimizers: list[Optimizer], folder: Path | None) -> tuple[int, list[CurvePoint]]:
     """Load the newest checkpoint, if there is one. Returns the number of updates that are done, and their curve."""
     state = load_latest(folder) if folder is not None else None
     if state is None:
         return 0, []
-    if state.about["settings"] != _decisive(settings):
+    if state.about["settings"] != _decisive(trainee.settings):
         raise ConfigError(f"{folder} holds checkpoints of a training with other settings: use another folder")
-    _load_trained(model, state.model)
-    load_optimizer_tensors(model.named_parameters(), optimizers, state.optimizer)
+    _load_trained(trainee, state.model)
+    load_optimizer_tensors(trainee.model.named_parameters(), optimizers, state.optimizer)
     return state.step, [(step, metrics) for step, metrics in state.about["curve"]]
 
 
+@torch.no_grad()
+def _load_trained(trainee: Trainee, tensors: Mapping[str, Tensor]) -> None:
+    known = dict(trainee.model.named_parameters())
+    if strange := sorted(tensors.keys() - known.keys() | trainee.trained().keys() - tensors.keys()):
+        raise ConfigError(f"the training's checkpoint belongs to another model: {strange[0]!r} is in one of them alone")
+    for name, tensor in tensors.items():
+        known[name].copy_(share_of(tensor, known[name]))
+
+
 def _save(
-    model: TrainableDenoiser,
+    trainee: Trainee,
     optimizers: list[Optimizer],
-    settings: TrainSettings,
     curve: list[CurvePoint],
     folder: Path,
     step: int,
+    processes: Processes,
 ) -> None:
-    tensors = optimizer_tensors(model.named_parameters(), optimizers)
-    about = {"settings": _decisive(settings), "curve": curve}
-    save_state(folder, TrainingState(step=step, model=_trained(model), optimizer=tensors, about=about))
-
-
-def _trained(model: TrainableDenoiser) -> dict[str, Tensor]:
-    """The parameters that a training changes; the others are in the checkpoint that it started from."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-@torch.no_grad()
-def _load_trained(model: TrainableDenoiser, tensors: Mapping[str, Tensor]) -> None:
-    known = dict(model.named_parameters())
-    if strange := sorted(tensors.keys() - known.keys() | _trained(model).keys() - tensors.keys()):
-        raise ConfigError(f"the training's checkpoint belongs to another model: {strange[0]!r} is in one of them alone")
-    for name, tensor in tensors.items():
-        known[name].copy_(tensor)
+    """All processes gather, the first one writes."""
+    model = processes.whole(trainee.trained())
+    optimizer = processes.whole(optimizer_tensors(trainee.model.named_parameters(), optimizers))
+    about = {"settings": _decisive(trainee.settings), "curve": curve}
+    if processes.rank == 0:
+        save_state(folder, TrainingState(step=step, model=model, optimizer=optimizer, about=about))
 
 
 def _decisive(settings: TrainSettings) -> dict[str, object]:
     """The settings that the weights depend on."""
     dumped = dump_settings(settings)
     return {name: value for name, value in dumped.items() if name not in ("log_every", "checkpoint_every")}
-
-
-@dataclass
-class _Window:
-    """Means of the metrics since it was made; those of a kind are weighted by how many tokens were of it."""
-
-    sums: dict[str, float] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
-    steps: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-    def add(self, metrics: Mapping[str, Tensor]) -> None:
-        self.steps += 1
-        for name, value in metrics.items():
-            group, _, kind = name.partition("/")
-            tokens = metrics.get(f"count/{kind}") if group in ("ce", "accuracy") else None
-            weight = 1.0 if tokens is None else float(tokens)
-            self.sums[name] = self.sums.get(name, 0.0) + weight * float(value)
-            self.weights[name] = self.weights.get(name, 0.0) + weight
-
-    def means(self) -> dict[str, float]:
-        rate = self.steps / max(time.monotonic() - self.started, 1e-9)
-        return {name: total / self.weights[name] for name, total in self.sums.items()} | {"steps_per_second": rate}

@@ -45,7 +45,6 @@ class Adapters:
         """
         self._model, self._settings = model, settings
         self._names = _layers(model, settings.targets)
-        self._trained = {name: p.requires_grad for name, p in model.named_parameters()}
         config = LoraConfig(
             r=settings.rank, lora_alpha=cast(Any, settings.alpha), target_modules=self._names, lora_dropout=0.0
         )
@@ -64,10 +63,8 @@ class Adapters:
         tensors = {}
         for name, layer in self.layers().items():
             for part, linear in (("lora_A", layer.lora_A[_NAME]), ("lora_B", layer.lora_B[_NAME])):
-                tensors[f"{_published(self._model, name)}.{part}.weight"] = linear.weight.detach().cpu()
+                tensors[f"{_published(self._model, name)}.{part}.weight"] = cast(Tensor, linear.weight).detach().cpu()
         self._tuner.merge_and_unload()
-        for name, p in self._model.named_parameters():
-            p.requires_grad_(self._trained[name])
         return Merged(settings=self._settings, tensors=tensors)
 
 
@@ -125,7 +122,7 @@ def _ends(name: str, target: str) -> bool:
 
 def _draw(layer: LoraLinear, name: str, seed: int) -> None:
     """A uniform with the bound 1 / sqrt(inputs), as nn.Linear's and peft's own; from the layer's own stream."""
-    down, up = layer.lora_A[_NAME], layer.lora_B[_NAME]
+    down, up = (cast(nn.Linear, part[_NAME]) for part in (layer.lora_A, layer.lora_B))
     weight = cast(nn.Linear, layer.get_base_layer()).weight
     bound = weight.shape[1] ** -0.5
     drawn = rng("lora", seed, name).uniform(-bound, bound, size=tuple(down.weight.shape)).astype(np.float32)

@@ -9,15 +9,18 @@ Shapes: K matrices of equal shape, M x N each.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.optimizer import ParamsT
 
 from core.errors import ConfigError
 from core.models.denoiser import TrainableDenoiser
 from core.training.lora import is_adapter
-from core.training.settings import TrainSettings
+from core.training.settings import TrainSettings, UpdateSettings
+from core.training.sharding import share_of
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -46,8 +49,8 @@ class Muon(Optimizer):
     Update of an M x N matrix: lr x 0.2 sqrt(max(M, N)) x orthogonalised (Liu et al. 2025, Muon is scalable).
     """
 
-    def __init__(self, params: Iterable[Tensor], *, lr: float, weight_decay: float) -> None:
-        super().__init__(list(params), {"lr": lr, "weight_decay": weight_decay})
+    def __init__(self, params: ParamsT, *, lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closure, no loss
@@ -74,23 +77,37 @@ class Muon(Optimizer):
         return p.grad.lerp(momentum, _MOMENTUM)
 
 
-def build_optimizers(model: TrainableDenoiser, settings: TrainSettings) -> list[Optimizer]:
-    """The optimizers that together update each trainable parameter of `model` once."""
+def build_optimizers(
+    model: TrainableDenoiser, settings: TrainSettings, shares: Mapping[str, float] | None = None
+) -> list[Optimizer]:
+    """The optimizers that together update each trainable parameter of `model` once.
+
+    `shares`: learning rates of parameters as shares of `lr`, by name; 1 for any other.
+    """
     matrices = model.matrix_names() if settings.optimizer == "muon" else frozenset()
     matrices -= {name for name in matrices if is_adapter(name)}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in named if name in matrices]
-    other = [p for name, p in named if name not in matrices]
+    hidden = [(name, p) for name, p in named if name in matrices]
+    other = [(name, p) for name, p in named if name not in matrices]
     optimizers: list[Optimizer] = []
     if hidden:
-        optimizers.append(Muon(hidden, lr=settings.lr, weight_decay=settings.weight_decay))
+        groups = _by_share(hidden, shares or {})
+        optimizers.append(Muon(groups, lr=settings.lr, weight_decay=settings.weight_decay))
     if other:
-        decay = settings.weight_decay
-        optimizers.append(AdamW(other, lr=settings.lr, betas=_ADAM_BETAS, weight_decay=decay, fused=True))
+        groups, decay = _by_share(other, shares or {}), settings.weight_decay
+        optimizers.append(AdamW(groups, lr=settings.lr, betas=_ADAM_BETAS, weight_decay=decay, fused=True))
     return optimizers
 
 
-def learning_rate(step: int, settings: TrainSettings) -> float:
+def _by_share(named: list[tuple[str, nn.Parameter]], shares: Mapping[str, float]) -> list[dict[str, Any]]:
+    """One group of an optimizer for each rate."""
+    groups: dict[float, list[nn.Parameter]] = defaultdict(list)
+    for name, p in named:
+        groups[shares.get(name, 1.0)].append(p)
+    return [{"params": params, "share": share} for share, params in groups.items()]
+
+
+def learning_rate(step: int, settings: UpdateSettings) -> float:
     """Learning rate of update `step` (from 0): linear warm-up times a cosine from 1 to `floor`."""
     warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
     cosine = 0.5 * (1.0 + math.cos(math.pi * step / max(1, settings.steps)))
@@ -98,10 +115,10 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
 
 
 def set_learning_rate(optimizers: list[Optimizer], lr: float) -> None:
-    """Use `lr` in the next step of each."""
+    """Use `lr`, or its share that a group has, in the next step of each."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
 
 
 def optimizer_tensors(named: Iterable[tuple[str, nn.Parameter]], optimizers: list[Optimizer]) -> dict[str, Tensor]:
@@ -110,7 +127,7 @@ def optimizer_tensors(named: Iterable[tuple[str, nn.Parameter]], optimizers: lis
     for name, p in named:
         for optimizer in optimizers:
             for entry, value in optimizer.state.get(p, {}).items():
-                tensors[f"{name}/{entry}"] = value.detach().contiguous()
+                tensors[f"{name}/{entry}"] = value.detach()
     return tensors
 
 
@@ -125,7 +142,7 @@ def load_optimizer_tensors(
     of_parameter: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, value in tensors.items():
         name, entry = key.rsplit("/", 1)
-        of_parameter[name][entry] = value.clone()
+        of_parameter[name][entry] = value
     parameters = dict(named)
     if unknown := sorted(of_parameter.keys() - parameters.keys()):
         raise ConfigError(f"the optimizer's checkpoint belongs to another model: it knows {unknown[0]!r}")
@@ -134,4 +151,5 @@ def load_optimizer_tensors(
             owned = {id(p) for p in group["params"]}
             for name, p in parameters.items():
                 if id(p) in owned and name in of_parameter:
-                    optimizer.state[p] = of_parameter[name]
+                    state = of_parameter[name]
+                    optimizer.state[p] = {entry: share_of(value, p).clone() for entry, value in state.items()}

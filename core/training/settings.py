@@ -21,8 +21,24 @@ class LoraSettings(Settings):
     """Ends of the names of the layers that get one, e.g. q_proj; none: every linear layer of the language model."""
 
 
-class TrainSettings(Settings):
-    """How a model is trained."""
+class GroupRates(Settings):
+    """Highest learning rates of the parts of a model: 0 keeps a part as it is; left out, it has the training's `lr`.
+
+    With adapters the language model's is theirs, and another part is trained only if its rate is given.
+    """
+
+    vision_tower: float | None = Field(default=None, ge=0.0)
+    """What sees."""
+    vision_adapter: float | None = Field(default=None, ge=0.0)
+    """What turns the tower's features into the language model's."""
+    language: float | None = Field(default=None, ge=0.0)
+    """The language model, with a head that shares its token embedding."""
+    head: float | None = Field(default=None, ge=0.0)
+    """What scores the vocabulary."""
+
+
+class UpdateSettings(Settings):
+    """How weights are updated."""
 
     steps: int = Field(default=1000, ge=0)
     """Updates of the weights."""
@@ -38,7 +54,6 @@ class TrainSettings(Settings):
     """muon: Muon for the matrices between hidden layers, AdamW for the rest, adapters too. adamw: AdamW for all."""
     weight_decay: float = Field(default=0.01, ge=0.0)
     """Decoupled: an update shrinks each weight by this share of the learning rate."""
-    lora: LoraSettings = LoraSettings()
     grad_clip: float = Field(default=1.0, gt=0.0)
     """Largest norm of the gradient: 1/t weights are heavy-tailed."""
     log_every: int = Field(default=20, ge=1)
@@ -47,7 +62,22 @@ class TrainSettings(Settings):
     """Updates between two checkpoints, from which an interrupted training goes on exactly."""
 
 
-_LATER = ("lora",)
+class TrainSettings(UpdateSettings):
+    """How a model is trained."""
+
+    group_lr: GroupRates = GroupRates()
+    lora: LoraSettings = LoraSettings()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What forward and backward are computed in. Trained weights and their optimizer are in fp32 with both."""
+    micro_batch: int = Field(default=0, ge=0)
+    """Rows computed at once, 0: all of a process. Fewer need less memory, and give the same update."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
+    bucket: int = Field(default=0, ge=0)
+    """Updates whose rows are dealt out by length, so that little is padded; 0: rows of any length stand together."""
+
+
+_LATER = ("group_lr", "lora", "precision", "micro_batch", "gradient_checkpointing", "bucket")
 
 
 def dump_settings(settings: TrainSettings) -> dict[str, Any]:
@@ -60,7 +90,7 @@ def dump_settings(settings: TrainSettings) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude=unset)
 
 
-class VisionSettings(TrainSettings):
+class VisionSettings(UpdateSettings):
     """Vision warm-up: each image region learns to name the words that speak of it, before any text is masked."""
 
     steps: int = Field(default=0, ge=0)

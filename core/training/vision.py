@@ -21,7 +21,7 @@ from core.errors import InputError
 from core.models.denoiser import TrainableDenoiser
 from core.training.batches import DataOrder, ImageCache, LoadImage
 from core.training.optim import learning_rate
-from core.training.settings import TrainSettings
+from core.training.settings import UpdateSettings
 
 _SCALE = 20.0  # few of the words are true of a region: the mean loss is small
 _BIAS = -2.0
@@ -50,7 +50,7 @@ class GroundedWords:
 def warm_up_vision(
     model: TrainableDenoiser,
     samples: pl.DataFrame,
-    settings: TrainSettings,
+    settings: UpdateSettings,
     *,
     response_length: int,
     load_image: LoadImage,

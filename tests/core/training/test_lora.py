@@ -83,6 +83,7 @@ def test_only_the_adapted_weights_move_and_the_merged_model_computes_what_the_ad
     assert after.keys() == before.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if name.startswith("language.layers.") and name.endswith("_proj.weight")}
+    assert not model.training
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == {
         name for name in before if "post_layernorm" in name
     }

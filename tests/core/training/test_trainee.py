@@ -1,0 +1,286 @@
+"""What a training may choose: rates of groups, precision, micro-batches, activations computed again, buckets."""
+
+import numpy as np
+import pytest
+import torch
+
+from core.corruption.mask import mask_rows
+from core.corruption.settings import MaskSettings, ObjectiveSettings
+from core.errors import ConfigError
+from core.models.denoiser import load_denoiser, save_denoiser
+from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
+from core.training.batches import ByLength, DataOrder, TrainingBatches
+from core.training.checkpoint import load_latest
+from core.training.groups import group_of
+from core.training.loop import train
+from core.training.optim import build_optimizers, learning_rate, set_learning_rate
+from core.training.parts import parts_of
+from core.training.settings import GroupRates, LoraSettings, TrainSettings
+from core.training.trainee import prepare
+from tests.core.corruption.tables import TOKENIZER
+from tests.core.models.checkpoints import published
+from tests.core.models.test_published_use import LENGTH, SHAS, load_image, samples
+from tests.core.training.test_batches import FRAME, image
+
+SETTINGS = TrainSettings(steps=3, batch_size=6, lr=1e-3, warmup=0, optimizer="adamw", checkpoint_every=2)
+LORA = LoraSettings(rank=4, alpha=8.0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.set_num_threads(1)
+    return published(tmp_path, "llada_v_tiny")
+
+
+def changed(**update):
+    return SETTINGS.model_copy(update=update)
+
+
+def scene_model():
+    config = SceneDenoiserConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_length=16)
+    return SceneDenoiser.create(config, TOKENIZER, seed=0)
+
+
+def batches_of(model, settings=SETTINGS, shas=(*SHAS, *SHAS)):
+    rows = mask_rows(
+        samples(shas), model.tokenizer, settings=MaskSettings(draws=2), response_length=LENGTH, seed=0
+    ).examples
+    return TrainingBatches(
+        rows, model, load_image, batch_size=settings.batch_size, seed=0, objective=ObjectiveSettings(),
+        bucket=settings.bucket,
+    )  # fmt: skip
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def trained(folder, settings, **options):
+    model = load_denoiser(folder, dtype=options.pop("dtype", None))
+    return model, train(model, batches_of(model, settings), settings, **options)
+
+
+def apart(one, other, start):
+    """Distance of two trainings' weights as a share of how far they moved: AdamW blows up what only rounding moves."""
+    one, other = weights(one), weights(other)
+    distance = sum((p - other[name]).square().sum().item() for name, p in one.items())
+    return (distance / sum((p - start[name]).square().sum().item() for name, p in one.items())) ** 0.5
+
+
+def test_each_parameter_of_a_published_model_is_of_one_group(folder):
+    model = load_denoiser(folder)
+    groups = {name: group_of(model, name, p) for name, p in model.named_parameters()}
+    assert {name for name, group in groups.items() if group == "head"} == {"head.weight"}
+    for prefix, group in (("vision.tower.", "vision_tower"), ("vision.adapter.", "vision_adapter")):
+        assert {name for name in groups if name.startswith(prefix)} == {n for n, g in groups.items() if g == group}
+    assert {name for name, group in groups.items() if group == "language"} == {
+        name for name in groups if name.startswith("language.")
+    }
+
+
+def test_a_scene_model_sees_with_its_patches_and_speaks_with_its_head():
+    model = scene_model()
+    groups = {name: group_of(model, name, p) for name, p in model.named_parameters()}
+    assert set(groups.values()) == {"vision_tower", "language", "head"}
+    assert groups["image_position"] == groups["patch_embedding.0.weight"] == "vision_tower"
+    assert groups["lm_head.bias"] == "head"
+    assert groups["blocks.0.qkv.weight"] == groups["token_embedding.weight"] == "language"
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_groups_learn_at_their_own_rates_and_one_of_rate_0_stands_still(folder, optimizer):
+    model = load_denoiser(folder)
+    rates = GroupRates(vision_tower=1e-5, vision_adapter=0.0, head=2e-3)
+    settings = changed(optimizer=optimizer, group_lr=rates, warmup=2)
+    trainee = prepare(model, settings, seed=0)
+    optimizers = build_optimizers(model, settings, trainee.rates)
+    wanted = {"vision_tower": 1e-5, "language": 1e-3, "head": 2e-3}
+    for step in range(3):
+        set_learning_rate(optimizers, learning_rate(step, settings))
+        scale = learning_rate(step, settings) / settings.lr
+        rate = {id(p): g["lr"] for one in optimizers for g in one.param_groups for p in g["params"]}
+        for name, p in model.named_parameters():
+            group = group_of(model, name, p)
+            if group == "vision_adapter" or "post_layernorm" in name:
+                assert id(p) not in rate
+            else:
+                assert rate[id(p)] == pytest.approx(scale * wanted[group])
+    before = weights(load_denoiser(folder))
+    moved, _ = trained(folder, settings)
+    still = {name for name, p in weights(moved).items() if torch.equal(p, before[name])}
+    assert still == {name for name in before if name.startswith("vision.adapter.") or "post_layernorm" in name}
+
+
+def test_with_adapters_another_part_is_trained_only_if_its_rate_is_given(folder):
+    before = weights(load_denoiser(folder))
+    model, _ = trained(folder, changed(lora=LORA, group_lr=GroupRates(vision_adapter=1e-3)))
+    moved = {name for name, p in weights(model).items() if not torch.equal(p, before[name])}
+    assert moved == {
+        name
+        for name in before
+        if name.startswith("vision.adapter.") or (name.startswith("language.layers.") and "_proj.weight" in name)
+    }
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"group_lr": GroupRates(vision_adapter=1e-3)}, "no such part; it has head, language$"),
+        ({"group_lr": GroupRates(language=0.0, head=0.0)}, "stands still"),
+    ],
+)
+def test_rates_that_fit_no_part_are_refused(tmp_path, update, message):
+    model = load_denoiser(published(tmp_path, "llada_tiny"))
+    with pytest.raises(ConfigError, match=message):
+        prepare(model, changed(**update), seed=0)
+
+
+def test_activations_cannot_be_computed_again_by_a_model_that_does_not_know_how():
+    with pytest.raises(ConfigError, match="gradient_checkpointing"):
+        prepare(scene_model(), changed(gradient_checkpointing=True), seed=0)
+
+
+@pytest.mark.parametrize("lora", [LoraSettings(), LORA])
+def test_activations_that_are_computed_again_give_the_same_bits(folder, lora, monkeypatch):
+    calls = []
+    layer = type(load_denoiser(folder).language.layers[0].mlp)
+    forward = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda self, x: calls.append(1) or forward(self, x))
+    plain, first = trained(folder, changed(lora=lora))
+    once = len(calls)
+    again, second = trained(folder, changed(lora=lora, gradient_checkpointing=True))
+    assert len(calls) == 3 * once
+    assert all(torch.equal(p, weights(again)[name]) for name, p in weights(plain).items())
+    assert first.metrics["loss"] == second.metrics["loss"]
+    assert not any(getattr(part, "gradient_checkpointing", False) for part in again.modules())
+
+
+@pytest.mark.parametrize("lora", [LoraSettings(), LORA])
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_micro_batches_give_the_update_of_the_whole_step(folder, lora, micro_batch):
+    whole, first = trained(folder, changed(lora=lora))
+    split, second = trained(folder, changed(lora=lora, micro_batch=micro_batch))
+    assert apart(whole, split, weights(load_denoiser(folder))) < 5e-3
+    for name, value in first.metrics.items():
+        if name.split("/")[0] in ("loss", "ce", "accuracy", "count", "grad_norm", "lr"):
+            assert second.metrics[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_micro_batches_share_the_loss_of_the_region_head_by_their_labels():
+    def after(micro_batch):
+        model = scene_model()
+        settings = changed(batch_size=16, micro_batch=micro_batch)
+        batches = TrainingBatches(FRAME, model, image, batch_size=16, seed=0, objective=ObjectiveSettings())
+        return model, train(model, batches, settings, grounding_weight=1.0)
+
+    (whole, first), (split, second) = after(0), after(3)
+    assert apart(whole, split, weights(scene_model())) < 5e-3
+    assert second.metrics["loss"] == pytest.approx(first.metrics["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batch", "world"), [(8, 0, 1), (8, 3, 1), (8, 3, 2), (7, 2, 3), (2, 0, 4)]
+)
+def test_every_row_of_a_step_is_computed_once_and_every_process_computes_equally_often(batch_size, micro_batch, world):
+    dealt = [parts_of(batch_size, micro_batch=micro_batch, rank=rank, world=world) for rank in range(world)]
+    assert len({len(parts) for parts in dealt}) == 1
+    counted = np.concatenate([part.places for parts in dealt for part in parts if part.counts])
+    assert sorted(counted) == list(range(batch_size))
+    assert all(0 < len(part.places) <= (micro_batch or batch_size) for parts in dealt for part in parts)
+
+
+@pytest.mark.parametrize("lora", [LoraSettings(), LORA])
+def test_bf16_computes_otherwise_and_keeps_what_is_trained_in_fp32(folder, lora):
+    model = load_denoiser(folder, dtype=torch.bfloat16)
+    trainee = prepare(model, changed(precision="bf16", lora=lora), seed=0)
+    kept = {name: p.dtype for name, p in model.named_parameters()}
+    assert {kept[name] for name in trainee.trained()} == {torch.float32}
+    assert {dtype for name, dtype in kept.items() if name not in trainee.trained()} == {torch.bfloat16}
+    exact, first = trained(folder, changed(lora=lora))
+    rough, second = trained(folder, changed(lora=lora, precision="bf16"))
+    assert second.metrics["loss"] != first.metrics["loss"]
+    assert second.metrics["loss"] == pytest.approx(first.metrics["loss"], rel=0.03)
+    assert {p.dtype for p in rough.parameters()} == {torch.float32}
+    assert 1e-3 < apart(exact, rough, weights(load_denoiser(folder))) < 1.0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_bf16_checkpoint_learns_at_rates_that_bf16_could_not_add_and_is_saved_as_bf16(folder, tmp_path, precision):
+    save_denoiser(load_denoiser(folder, dtype=torch.bfloat16), tmp_path / "half")
+    before = weights(load_denoiser(tmp_path / "half"))
+    settings = changed(precision=precision, lr=2e-4, steps=8, checkpoint_every=8)
+    model = load_denoiser(tmp_path / "half")
+    result = train(model, batches_of(model), settings, checkpoint_dir=tmp_path / "steps")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    state = load_latest(tmp_path / "steps")
+    assert {tensor.dtype for tensor in (*state.model.values(), *state.optimizer.values())} == {torch.float32}
+    norm = "language.norm.weight"
+    drift = (state.model[norm] - before[norm].float()).abs()
+    assert 0 < drift.max() < 0.004, "less than bf16 can add to a weight of 1"
+    assert result.metrics["loss"] > 0
+
+
+def resumed(folder, steps, settings):
+    class Cut:
+        def __init__(self, batches):
+            self.batches = batches
+
+        def __getattr__(self, name):
+            return getattr(self.batches, name)
+
+        def batch(self, step):
+            if step == 2:
+                raise InterruptedError
+            return self.batches.batch(step)
+
+        def part(self, step, places):
+            if step == 2:
+                raise InterruptedError
+            return self.batches.part(step, places)
+
+    cut = load_denoiser(folder)
+    with pytest.raises(InterruptedError):
+        train(cut, Cut(batches_of(cut, settings)), settings, checkpoint_dir=steps)
+    model = load_denoiser(folder)
+    result = train(model, batches_of(model, settings), settings, checkpoint_dir=steps)
+    assert result.resumed_at == 2
+    return model
+
+
+def test_a_training_with_everything_goes_on_with_the_same_bits(folder, tmp_path):
+    settings = changed(
+        precision="bf16", lora=LORA, group_lr=GroupRates(vision_adapter=1e-4), micro_batch=4, bucket=2,
+        gradient_checkpointing=True,
+    )  # fmt: skip
+    whole, _ = trained(folder, settings)
+    again = resumed(folder, tmp_path / "steps", settings)
+    assert all(torch.equal(p, weights(again)[name]) for name, p in weights(whole).items())
+
+
+def test_rows_of_similar_length_come_together_and_every_one_once_an_epoch():
+    lengths = np.random.default_rng(0).integers(5, 100, 64)
+    plain = DataOrder(rows=64, batch_size=4, seed=3)
+    order = ByLength(plain=plain, steps=8, length_N=lengths)
+    read = [order.step(k) for k in range(32)]
+    assert (np.sort(np.concatenate(read).reshape(2, 64), axis=1) == np.arange(64)).all()
+    longest = [lengths[rows].max() for rows in read]
+    assert not (np.diff(longest[:8]) >= 0).all(), "the lengths do not rise from step to step"
+
+    def padding(batches):
+        return 1 - sum(lengths[rows].sum() for rows in batches) / sum(4 * lengths[rows].max() for rows in batches)
+
+    assert padding(read) < 0.3 * padding([plain.step(k) for k in range(32)])
+    other = ByLength(plain=plain, steps=8, length_N=lengths)
+    assert [other.step(k).tolist() for k in reversed(range(32))] == [rows.tolist() for rows in reversed(read)]
+    reseeded = ByLength(plain=DataOrder(rows=64, batch_size=4, seed=4), steps=8, length_N=lengths)
+    assert reseeded.step(0).tolist() != read[0].tolist()
+
+
+def test_the_share_of_padding_is_reported(folder):
+    model = load_denoiser(folder)
+    batches = batches_of(model)
+    result = train(model, batches, changed(log_every=1))
+    for step, metrics in result.curve:
+        valid = batches.batch(step - 1).valid_BL
+        assert metrics["padding"] == pytest.approx(1 - valid.float().mean().item())
+    assert max(metrics["padding"] for _, metrics in result.curve) > 0
