@@ -6,7 +6,7 @@ Import-light on purpose: the command line reads it before it needs torch or pola
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -16,7 +16,7 @@ from core.decoding.settings import DecodeSettings
 from core.errors import ConfigError
 from core.expert.settings import ExpertSettings
 from core.ingest.settings import FormatName, IngestSettings
-from core.models.settings import ModelSettings
+from core.models.settings import Dtype, ModelSettings
 from core.settings import Settings
 from core.training.settings import TrainSettings, VisionSettings
 
@@ -85,6 +85,8 @@ class DraftSettings(Settings):
     """Rows decoded together."""
     shard_size: int = Field(default=512, ge=1)
     """Samples a shard: the unit that is resumed and re-run."""
+    dtype: Dtype = "auto"
+    """Precision that the model drafts in; auto: that of its checkpoint."""
 
     @model_validator(mode="after")
     def _settings_parse(self) -> Self:
@@ -151,13 +153,18 @@ class EvaluateSettings(Settings):
     """Samples of each round that its model answers for the report's gallery."""
 
 
+DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+
+
 class ComputeSettings(Settings):
     """This machine. Nothing here changes a result's key."""
 
     threads: int = Field(default=2, ge=1)
     """Processor threads; work that runs side by side shares them."""
+    devices: tuple[DeviceName, ...] = Field(default=("auto",), min_length=1)
+    """Where models run, e.g. "cuda:0", "cuda:1"; auto: on every GPU there is, else on the processor."""
     one_model: bool = False
-    """One model in memory at a time, for a GPU that holds no second: no two train, draft or are measured at once."""
+    """One model on a device at a time, for GPUs that hold no second: none is trained or measured beside another."""
 
     @property
     def beside(self) -> int:

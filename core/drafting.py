@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import polars as pl
 
 from core.corruption.rows import reject_frame
-from core.decoding.samples import DecodedBatch, LoadImage, OnDecoded, decode_samples
+from core.decoding.ahead import LoadImage
+from core.decoding.room import Room
+from core.decoding.samples import DecodedBatch, OnDecoded, decode_samples
 from core.decoding.settings import DecodeSettings
 from core.decoding.state import mask_token
 from core.errors import RowError
@@ -63,11 +65,13 @@ def draft(
     round_index: int,
     model_digest: str,
     trace_samples: int,
+    room: Room | None = None,
     on_progress: OnDecoded = lambda _done, _total: None,
 ) -> Drafted:
     """Decode every sample at every setting; the traces are those of the first `trace_samples` rows of `samples`.
 
     Rows are ordered by sample, then setting. A sample whose prompt or image is unusable is one reject a setting.
+    `room` knows afterwards how often memory was too small for a batch.
     """
     drafts = [pl.DataFrame(schema=Drafts.create_empty().schema)]
     traces = [pl.DataFrame(schema=Traces.create_empty().schema)]
@@ -81,6 +85,7 @@ def draft(
         batch_size=batch_size,
         record=True,
         unusable=unusable,
+        room=room or Room(),
         on_progress=on_progress,
     ):
         ids = [_draft_id(sample, batch.setting, round_index) for sample in samples["sample_id"][batch.rows]]
@@ -106,6 +111,7 @@ def answer(
     load_image: LoadImage,
     response_length: int,
     batch_size: int,
+    room: Room | None = None,
     on_progress: OnDecoded = lambda _done, _total: None,
 ) -> Answered:
     """As `draft`, for evaluation: the texts alone, without logs and spans."""
@@ -121,6 +127,7 @@ def answer(
         batch_size=batch_size,
         record=False,
         unusable=unusable,
+        room=room or Room(),
         on_progress=on_progress,
     ):
         seconds[batch.setting.name] += batch.seconds
@@ -145,9 +152,9 @@ def _with_setting(rows: pl.DataFrame, batch: DecodedBatch) -> pl.DataFrame:
     return rows.with_columns(
         setting=pl.lit(setting.name),
         policy=pl.lit(setting.policy),
-        tokens_per_step=setting.tokens_per_step,
+        tokens_per_step=setting.pace(batch.token_ids_BR.shape[1]),
         extra_steps=setting.extra_steps,
-        nfe=batch.nfe,
+        nfe=pl.Series(batch.nfe_B),
     )
 
 
@@ -191,7 +198,7 @@ def _trace_rows(model: Denoiser, samples: pl.DataFrame, batch: DecodedBatch, tra
     action = pl.when(pl.col("old") == mask).then(pl.lit("reveal")).when(pl.col("new") == mask).then(pl.lit("remask"))
     return (
         batch.writes.join(rows, on="row", maintain_order="left")
-        .filter(pl.col("number") < trace_samples)
+        .filter(pl.col("number") < trace_samples, pl.col("step") >= 0)
         .with_columns(action.otherwise(pl.lit("write")).alias("action"), pl.lit(batch.setting.name).alias("setting"))
         .select(pl.col(name).cast(dtype) for name, dtype in Traces.create_empty().schema.items())
     )

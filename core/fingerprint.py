@@ -18,11 +18,15 @@ def file_digest(path: Path) -> str:
 
 
 def checkpoint_digest(folder: str) -> str:
-    """Digest of the names and contents of a checkpoint's files; "" without a checkpoint."""
+    """Digest of the names and contents of a checkpoint's files; "" without a checkpoint.
+
+    A config.json one level below is among them: LLaVA's vision tower may have its sizes there.
+    """
     if not folder:
         return ""
-    files = (file for file in sorted(Path(folder).glob("*")) if file.is_file())
-    return lines_digest(f"{file.name}\x1f{file_digest(file)}" for file in files)
+    root = Path(folder)
+    files = [file for pattern in ("*", "*/config.json") for file in sorted(root.glob(pattern)) if file.is_file()]
+    return lines_digest(f"{file.relative_to(root).as_posix()}\x1f{file_digest(file)}" for file in files)
 
 
 def inputs_digest(config: RunConfig) -> str:

@@ -10,9 +10,10 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from core.corruption.settings import ObjectiveSettings
 from core.corruption.weights import token_weights
+from core.token_losses import TokenLosses, losses_of_logits
 from data_contracts import TokenKind
 
-__all__ = ["ObjectiveSettings", "denoising", "grounding", "token_weights"]
+__all__ = ["ObjectiveSettings", "denoising", "grounding", "token_weights", "weighed"]
 
 Metrics = dict[str, Tensor]
 
@@ -36,16 +37,18 @@ def denoising(
         The loss, and per kind that is present `ce/mask`, `accuracy/mask`, `count/mask`, ...; `weight/p50`, `/p90`,
         `/max` over all N tokens: 1/t is heavy-tailed.
     """
-    ce_N = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
-    loss = (weights_N.float() * ce_N).sum() / rows
+    return weighed(losses_of_logits(logits_NV, targets_N, weights_N), weights_N, kinds_N, rows=rows)
+
+
+def weighed(losses: TokenLosses, weights_N: Tensor, kinds_N: Tensor, *, rows: int) -> tuple[Tensor, Metrics]:
+    """`denoising` of tokens whose cross-entropy is known, as a model's `token_losses` computes it."""
     with torch.no_grad():
-        correct_N = (logits_NV.argmax(dim=-1) == targets_N).float()
-        metrics = _by_kind(ce_N.detach(), correct_N, kinds_N)
+        metrics = _by_kind(losses.ce_N, losses.correct_N, kinds_N)
         if len(weights_N):
             ranked_N = weights_N.float().sort().values
             for name, quantile in _QUANTILES:
                 metrics[f"weight/{name}"] = ranked_N[round(quantile * (len(ranked_N) - 1))]
-    return loss, metrics
+    return losses.loss / rows, metrics
 
 
 def _by_kind(ce_N: Tensor, correct_N: Tensor, kinds_N: Tensor) -> Metrics:

@@ -15,7 +15,7 @@ from cyclopts.config import Dict
 
 from core.config import RunConfig, config_path, parse_config, read_toml
 from core.errors import ConfigError, RedraftError
-from flows.cli_data import estimate, export, ingest, pair, revise, tokens
+from flows.cli_data import draft, estimate, export, ingest, pair, revise, tokens
 from flows.cli_looking import lineage, report, status
 from flows.cli_options import DEFAULTS, Config, Json, Limit
 
@@ -25,12 +25,15 @@ app = App(
     version_flags=["--version"],
 )
 
-for _verb in (ingest, pair, estimate, revise, export, tokens, status, report, lineage):
+for _verb in (ingest, pair, draft, estimate, revise, export, tokens, status, report, lineage):
     app.command(_verb)
 _LENGTH = ("--model.response_length",)
 _SHORT = {
     "--data": ("--data.source", "auto", "--data.path"),
     "--images": ("--data.images",),
+    "--model": ("--model.checkpoint",),
+    "--device": ("--compute.devices",),
+    "--dtype": ("--draft.dtype",),
     # what the published codes call it
     **dict.fromkeys(("--gen_length", "--gen-length", "--max_new_tokens", "--max-new-tokens"), _LENGTH),
 }
@@ -121,7 +124,7 @@ def experiment(
     out: Path = Path("results/experiments"),
     readme: Path | None = None,
 ) -> int:
-    """Measure experiments of the papers (trials, RD-2, RD-3, RD-5, RD-7, RD-15) seed by seed; write tables, figures.
+    """Measure experiments (trials, RD-2, RD-3, RD-5, RD-7, RD-15, E-prefix, E-cache) seed by seed; write tables.
 
     A seed that is there already, with the same configuration and protocol, is not measured again.
 
@@ -233,15 +236,20 @@ def _expanded(tokens: tuple[str, ...]) -> list[str]:
 def _settled(config: RunConfig) -> RunConfig:
     """The configuration with absolute paths: servers and tasks may work in other folders, and so may a rerun."""
     data, place = config.data, config.place
-    paths = {"path": _absolute(data.path), "images": _absolute(data.images)}
+    paths = {"path": _found(data.path), "images": _absolute(data.images)}
     places = {"store": _absolute(place.store), "database": _absolute_sqlite(place.database)}
     return config.model_copy(
         update={
             "data": data.model_copy(update=paths),
-            "model": config.model.model_copy(update={"checkpoint": _absolute(config.model.checkpoint)}),
+            "model": config.model.model_copy(update={"checkpoint": _found(config.model.checkpoint)}),
             "place": place.model_copy(update=places),
         }
     )
+
+
+def _found(path: str) -> str:
+    """The path from the root on, if there is such a file or folder: else it may be the name of one in the store."""
+    return _absolute(path) if Path(path).exists() else path
 
 
 def _absolute(path: str) -> str:

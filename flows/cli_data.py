@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from core.ingest.settings import ExportName, FormatName
-from flows.cli_options import DEFAULTS, Config, Json
+from flows.cli_options import DEFAULTS, POSITIVE, Config, Json, in_blocks
 
 
 def ingest(
@@ -90,6 +90,30 @@ def tokens(dataset: str, *, tokenizers: tuple[Path, ...], config: Config = DEFAU
     from flows.token_shares import show_token_shares
 
     return show_token_shares(config, dataset, tokenizers, json=json)
+
+
+def draft(
+    *,
+    block_length: Annotated[int | None, Parameter(name=["--block_length", "--block_size"], validator=POSITIVE)] = None,
+    config: Config = DEFAULTS,
+    json: Json = False,
+) -> int:
+    """Have a model answer: each sample at each of draft.settings, shard by shard; what is finished is not repeated.
+
+    --model FOLDER is a checkpoint as published (LLaDA-V, LLaDA, Dream, a masked language model, ...), or one of the
+    store. --data FILE is what `redraft ingest` reads, with --images DIR; or a dataset of samples in the store.
+    --gen_length N and --max_new_tokens N are model.response_length.
+
+    Parameters
+    ----------
+    block_length
+        Of all draft.settings: tokens decoded before the next block starts.
+    json
+        Print one line of JSON at the end, for machines.
+    """
+    from flows.stages import run_draft
+
+    return run_draft(in_blocks(config, block_length), json=json)
 
 
 def revise(

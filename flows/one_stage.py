@@ -6,6 +6,7 @@ from prefect import flow
 
 from core.config import RunConfig, parse_config
 from core.manifest import Ref
+from flows.drafting import drafted
 from flows.foundation import ingest_file, pair_samples
 from flows.lost_runs import end_as_failed, note_process
 from flows.revision import drafts_of, revised
@@ -48,6 +49,8 @@ def _outputs(
             return [ingest_file(settings, here, parent)]
         case "pair":
             return [pair_samples(settings, here, source, parent) for source in sources]
+        case "draft":
+            return drafted(settings, here, sources, parent)
         case "adopt":
             return drafts_of(settings, here, sources, tokenizer, parent)
         case "revise":

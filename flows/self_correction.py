@@ -7,9 +7,11 @@ from prefect import flow
 from core.config import RunConfig
 from core.manifest import Ref, read_manifest
 from core.settings import Settings
+from data_contracts import Samples
 from flows.foundation import Foundation, StageOne, samples_of
 from flows.gathering import only, side_by_side
 from tasks.assemble import AssembleConfig, assemble
+from tasks.compute import shards_at_once
 from tasks.draft import DraftConfig, draft
 from tasks.evaluate import EvaluateConfig, evaluate
 from tasks.finetune import FinetuneConfig, finetune
@@ -101,7 +103,8 @@ def evaluate_dev(config: RunConfig, place: Workplace, model: Ref, dev: Ref, thre
 
 def draft_shards(config: RunConfig, place: Workplace, number: int, model: Ref, samples: Ref, run: str) -> list[Ref]:
     """Drafts of `model`, shard by shard."""
-    rows = read_manifest(place.store, samples.uri).counts.ok
+    parts = read_manifest(place.store, samples.uri).parts
+    rows = sum(part.rows or 0 for part in parts if part.table == Samples.table)
     shards = [
         DraftConfig(
             settings=config.draft.settings,
@@ -111,12 +114,14 @@ def draft_shards(config: RunConfig, place: Workplace, number: int, model: Ref, s
             response_length=config.model.response_length,
             round=number,
             traces=config.evaluate.traces if offset == 0 else 0,
+            dtype=config.draft.dtype,
         )
         for offset in range(0, rows, config.draft.shard_size)
     ]
     threads = config.compute.beside
     tasks = [partial(draft.submit, place, shard, model, samples, threads=threads, parent=run) for shard in shards]
-    return side_by_side("draft shards", max(1, config.compute.threads // threads), tasks)
+    together = shards_at_once(place.devices, threads=config.compute.threads, each=threads)
+    return side_by_side("draft shards", together, tasks)
 
 
 def revise_shards(config: RunConfig, place: Workplace, tokenizer: Ref, drafts: list[Ref], run: str) -> list[Ref]:

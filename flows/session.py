@@ -33,8 +33,14 @@ def home() -> Path:
     return path
 
 
-def workplace(settings: PlaceSettings, *, mlflow_uri: str | None = None, expert_url: str = "") -> Workplace:
-    """The addresses that tasks need."""
+def workplace(
+    settings: PlaceSettings,
+    *,
+    mlflow_uri: str | None = None,
+    expert_url: str = "",
+    devices: tuple[str, ...] = ("auto",),
+) -> Workplace:
+    """The addresses that tasks need, and the devices that they may use."""
     here = home()
     return Workplace(
         home=here,
@@ -44,6 +50,7 @@ def workplace(settings: PlaceSettings, *, mlflow_uri: str | None = None, expert_
         mlflow_uri=mlflow_uri,
         experiment=settings.experiment,
         expert_url=expert_url,
+        devices=devices,
     )
 
 
@@ -66,7 +73,7 @@ def session(config: RunConfig, *, expert: bool = True) -> Iterator[Workplace]:
         with servers(here, **urls) as running:
             loaded.result()
             await_expert(here, expert_url)
-            yield workplace(place, mlflow_uri=running.mlflow_uri, expert_url=expert_url)
+            yield workplace(place, mlflow_uri=running.mlflow_uri, expert_url=expert_url, devices=config.compute.devices)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The verbs that run one stage of the line on its own: ingest, pair, revise. As tasks of a flow, as in a whole run."""
+"""The verbs that run one stage of the line on its own, as tasks of a flow, as in a whole run."""
 
 import shlex
 import sys
@@ -19,14 +19,14 @@ from core.errors import ConfigError, InputError
 from core.expert.request import load_prompt
 from core.ingest.formats import format_of
 from core.ingest.settings import FormatName
-from core.manifest import Manifest, Ref, read_manifest
+from core.manifest import Kind, Manifest, Ref, read_manifest
 from core.store import Store
 from flows.inspecting import find_ref
 from flows.running import DONE, FAILED, PARTIAL, emit, is_partial, reason_of, say
 from flows.session import session, workplace
 from tasks.workplace import Workplace
 
-Verb = Literal["ingest", "pair", "adopt", "revise"]
+Verb = Literal["ingest", "pair", "draft", "adopt", "revise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,41 @@ def run_pair(config: RunConfig, samples: str, *, json: bool) -> int:
     return _run("pair", config, (find_ref(workplace(config.place).store, samples),), json=json)
 
 
+def run_draft(config: RunConfig, *, json: bool) -> int:
+    """The verb `draft`: by the checkpoint `model.checkpoint`, for the data `data.path`; each may be in the store.
+
+    Raises:
+        InputError: one of them is neither a file or folder nor in the store.
+        ConfigError: one of them is not named, or the dtype is none.
+    """
+    if not config.model.checkpoint or not config.data.path:
+        raise ConfigError("name the model and the data: redraft draft --model FOLDER --data FILE --images FOLDER")
+    place, known = workplace(config.place), config
+    sources: list[Ref] = []
+    if not Path(config.model.checkpoint).is_dir():
+        sources.append(_in_store(place.store, config.model.checkpoint, "checkpoint"))
+    if Path(config.data.path).is_file():
+        known = from_file(config, Path(config.data.path), _format(config))
+    else:
+        sources.append(_in_store(place.store, config.data.path, "dataset"))
+    return _run("draft", known, sources, json=json)
+
+
+def _format(config: RunConfig) -> FormatName:
+    return "auto" if config.data.source == "scenes" else config.data.source
+
+
+def _in_store(store: Store, name: str, kind: Kind) -> Ref:
+    try:
+        found = find_ref(store, name)
+    except InputError as error:
+        what = "folder" if kind == "checkpoint" else "file"
+        raise InputError(f"there is no {what} {name!r}, and {error}") from None
+    if found.kind != kind:
+        raise InputError(f"{found.uri} is a {found.kind}, but a {kind} is needed")
+    return found
+
+
 def run_revise(config: RunConfig, sources: Sequence[str], tokenizer: Path | None, *, json: bool) -> int:
     """The verb `revise`."""
     known, refs = drafts_named(config, sources, tokenizer)
@@ -73,19 +108,12 @@ def drafts_named(
         raise ConfigError(f"--tokenizer {tokenizer} is no folder")
     files = [Path(source) for source in sources if Path(source).is_file()]
     if not files:
-        return config, tuple(_dataset(workplace(config.place).store, source) for source in sources)
+        return config, tuple(_in_store(workplace(config.place).store, source, "dataset") for source in sources)
     if len(sources) > 1:
         raise InputError(f"give one file, or several datasets of the store; {files[0]} is a file")
     if tokenizer is None:
         raise ConfigError("texts become drafts in a model's tokens: name the folder of its tokenizer with --tokenizer")
     return from_file(config, files[0], "auto"), ()
-
-
-def _dataset(store: Store, name: str) -> Ref:
-    try:
-        return find_ref(store, name)
-    except InputError as error:
-        raise InputError(f"there is no file {name!r}, and {error}") from None
 
 
 def from_file(config: RunConfig, file: Path, format_: FormatName) -> RunConfig:
@@ -165,7 +193,7 @@ def show_outputs(verb: str, run: str, store: Store, refs: Sequence[Ref], seconds
         held = ", ".join(f"{rows:,} {name}" for name, rows in _tables(manifest).items())
         console.print(f"{ref.uri}  ({ref.digest[:12]}): {held}", highlight=False, soft_wrap=True)
     facts = _facts(manifests)
-    for line in _of_the_expert(facts):
+    for line in [*_of_memory(facts), *_of_the_expert(facts)]:
         console.print(line, highlight=False)
     if json:
         account = {"ok": sum(one.ok for one in counts), **dropped}
@@ -181,6 +209,13 @@ def _facts(manifests: Sequence[Manifest]) -> dict[str, float]:
     names = set.intersection(*(set(facts) for facts in known)) if known else set[str]()
     usable = [name for name in names if all(isinstance(facts[name], int | float) for facts in known)]
     return {name: sum(facts[name] for facts in known) for name in usable}
+
+
+def _of_memory(facts: dict[str, float]) -> list[str]:
+    """Whether drafting ran out of it."""
+    if not facts.get("batches_halved"):
+        return []
+    return [f"out of memory {facts['batches_halved']:,} times, each time going on with half the rows at a time"]
 
 
 def _of_the_expert(facts: dict[str, float]) -> list[str]:

@@ -1,17 +1,22 @@
 """The model drafts: one shard of samples at every decoder setting."""
 
+from typing import Any
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
+from core.decoding.room import Room
 from core.decoding.settings import DecodeSettings
 from core.drafting import draft as decode_drafts
-from core.manifest import Ref, read_table
+from core.manifest import Ref, read_slice
+from core.models.settings import Dtype
 from core.settings import Settings
 from core.stage import Output
 from data_contracts import Drafts, Samples, Traces
-from tasks.compute import load_model, use_threads
-from tasks.running import run, stage_of
+from tasks.compute import drafting_model, use_threads
+from tasks.running import aloud, run, stage_of
 from tasks.workplace import Workplace
 
 
@@ -25,6 +30,12 @@ class DraftConfig(Settings):
     response_length: int
     round: int
     traces: int = 0
+    dtype: Dtype = "auto"
+
+    @model_serializer(mode="wrap")
+    def _without_the_dtype_of_the_checkpoint(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Work in the checkpoint's own precision keeps the key that it had before there was a choice."""
+        return {name: value for name, value in dump(self).items() if (name, value) != ("dtype", "auto")}
 
 
 @task(cache_policy=NO_CACHE, task_run_name="draft {config.offset}")
@@ -33,23 +44,26 @@ def draft(place: Workplace, config: DraftConfig, model: Ref, samples: Ref, *, th
 
     def compute(output: Output) -> None:
         use_threads(threads)
-        rows = read_table(place.store, samples, Samples).slice(config.offset, config.length)
-        drafted = decode_drafts(
-            load_model(place, model),
-            rows,
-            [DecodeSettings.parse(name) for name in config.settings],
-            load_image=place.load_image,
-            response_length=config.response_length,
-            batch_size=config.batch_size,
-            round_index=config.round,
-            model_digest=model.digest,
-            trace_samples=config.traces,
-            on_progress=lambda done, total: output.progress(done, total, {}),
-        )
+        rows = read_slice(place.store, samples, Samples, start=config.offset, count=config.length)
+        room = Room(tell=aloud(output))
+        with drafting_model(place, model, config.dtype) as denoiser:
+            drafted = decode_drafts(
+                denoiser,
+                rows,
+                [DecodeSettings.parse(name) for name in config.settings],
+                load_image=place.load_image,
+                response_length=config.response_length,
+                batch_size=config.batch_size,
+                round_index=config.round,
+                model_digest=model.digest,
+                trace_samples=config.traces,
+                room=room,
+                on_progress=lambda done, total: output.progress(done, total, {}),
+            )
         output.write(Drafts, drafted.drafts)
         output.write(Traces, drafted.traces, counted=False)
         output.reject_frame(drafted.rejects)
-        output.commit(rows_in=rows.height * len(config.settings))
+        output.commit(rows_in=rows.height * len(config.settings), facts={"batches_halved": room.halvings})
 
     stage = stage_of("draft", config, {"model": [model], "samples": [samples]})
     return run(place, stage, compute, parent=parent)

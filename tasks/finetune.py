@@ -15,7 +15,7 @@ from core.fingerprint import checkpoint_digest
 from core.manifest import Ref, read_manifest, read_table
 from core.models.create import create_denoiser
 from core.models.denoiser import load_denoiser, save_denoiser
-from core.models.settings import ModelSettings
+from core.models.settings import ModelSettings, PromptAttention
 from core.settings import Settings
 from core.stage import Output
 from core.training.batches import TrainingBatches
@@ -41,11 +41,18 @@ class ModelConfig(Settings):
 
     @classmethod
     def of(cls, config: RunConfig) -> "ModelConfig":
-        """The part of a run's configuration that matters here: of a checkpoint, nothing but which one it is."""
-        checkpoint = config.model.checkpoint
-        if not checkpoint:
-            return cls(model=config.model, seed=config.seed)
-        return cls(model=ModelSettings(checkpoint=checkpoint), seed=0, checkpoint_sha256=checkpoint_digest(checkpoint))
+        """The part of a run's configuration that matters here: sizes and seed are of no matter to a checkpoint."""
+        model = config.model
+        if not model.checkpoint:
+            return cls(model=model, seed=config.seed)
+        given = ModelSettings(checkpoint=model.checkpoint, prompt_attention=model.prompt_attention)
+        return cls(model=given, seed=0, checkpoint_sha256=checkpoint_digest(model.checkpoint))
+
+
+class AttentionConfig(Settings):
+    """What a model's prompt may see from now on."""
+
+    prompt_attention: PromptAttention
 
 
 class VisionConfig(Settings):
@@ -81,12 +88,30 @@ def create_model(place: Workplace, config: ModelConfig, samples: Ref, *, parent:
             frame = read_table(place.store, samples, Samples)
             texts = [*frame["prompt"].unique().sort(), *frame["reference"]]
             denoiser = create_denoiser(config.model, texts, seed=config.seed)
+        if config.model.prompt_attention is not None:
+            denoiser.attend(config.model.prompt_attention)
         save_denoiser(denoiser, output.work / "model")
         output.write_folder(output.work / "model")
         output.commit(rows_in=1, ok=1)
 
     reads = [] if config.model.tokenizer == "scenes" else [samples]
     stage = stage_of("create_model", config, {"samples": reads}, kind="checkpoint")
+    return run(place, stage, compute, parent=parent)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="{config.prompt_attention} attention")
+def switch_attention(place: Workplace, config: AttentionConfig, model: Ref, *, parent: str) -> State:
+    """A model -> the same weights with another prompt attention, for the training that comes next."""
+
+    def compute(output: Output) -> None:
+        denoiser = load_model(place, model)
+        denoiser.attend(config.prompt_attention)
+        save_denoiser(denoiser, output.work / "model")
+        output.write_folder(output.work / "model")
+        steps = int(read_manifest(place.store, model.uri).facts.get("train_steps", 0))
+        output.commit(rows_in=1, ok=1, facts={"train_steps": steps})
+
+    stage = stage_of("switch_attention", config, {"model": [model]}, kind="checkpoint")
     return run(place, stage, compute, parent=parent)
 
 

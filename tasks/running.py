@@ -80,6 +80,17 @@ def run(
     return Completed(name="Cached" if result.cached else "Completed", message=result.ref.uri, data=result.ref)
 
 
+def aloud(output: Output) -> Callable[[str], None]:
+    """Say something about how the work stands to whoever watches, and to the log."""
+    log = get_run_logger()
+
+    def tell(words: str) -> None:
+        output.note(words)
+        log.warning(words)
+
+    return tell
+
+
 def _tags(stage: Stage) -> dict[str, str]:
     parents = {f"redraft.parent.{name}": ",".join(ref.digest for ref in refs) for name, refs in stage.inputs.items()}
     return {"redraft.stage": stage.name, "redraft.version": str(stage.version), "redraft.key": stage.key, **parents}

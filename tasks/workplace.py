@@ -29,6 +29,8 @@ class Workplace(Settings):
     database_url: str
     mlflow_uri: str | None = None
     experiment: str = "redraft"
+    devices: tuple[str, ...] = ("auto",)
+    """Where models run, see compute.devices."""
     retry_failed: bool = False
     """Ask the expert again about drafts that failed (`redraft rerun`); what it has answered is in the ledger."""
     expert_url: str = ""

@@ -11,7 +11,7 @@ from flows.experiments.tables import BEGIN, END, load, section
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tests" / "results" / "experiments"
-SEEDS = sorted(RESULTS.glob("RD-*/seed*.json"))
+SEEDS = sorted(RESULTS.glob("*-*/seed*.json"))
 """The trials are a log: the learning rates were chosen by what was measured then."""
 
 

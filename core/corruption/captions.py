@@ -17,14 +17,17 @@ from core.seeds import stream_keys
 
 @dataclass(frozen=True, kw_only=True)
 class Captions:
-    """The usable samples: their rows, prompts, clean response ids, char offsets and image regions; and the rejects."""
+    """The usable samples: their rows, prompts, clean response ids, char offsets and image regions; and the rejects.
+
+    `regions_NL` is None where no sample's grounding is known.
+    """
 
     samples: pl.DataFrame
     prompts: Prompts
     clean_NL: NDArray[np.int32]
     start_NL: NDArray[np.int32]
     end_NL: NDArray[np.int32]
-    regions_NL: NDArray[np.int16]
+    regions_NL: NDArray[np.int16] | None
     rejects: pl.DataFrame
 
     def keys(self, recipe: str, seed: int) -> NDArray[np.uint64]:
@@ -57,7 +60,7 @@ def encode_captions(samples: pl.DataFrame, tokenizer: PreTrainedTokenizerBase, r
         clean_NL=responses.ids_NL[good_N],
         start_NL=start_NL,
         end_NL=end_NL,
-        regions_NL=token_regions(usable["grounding"], start_NL, end_NL),
+        regions_NL=token_regions(usable["grounding"], start_NL, end_NL) if usable["grounding"].count() else None,
         rejects=rejects,
     )
 

@@ -7,12 +7,12 @@ import numpy as np
 import polars as pl
 from transformers import PreTrainedTokenizerBase
 
-from core.corruption.captions import draw_meta, draw_prompts, encode_captions
-from core.corruption.noise import base_kinds, fill_mask, masked, noise_levels
-from core.corruption.responses import vocabulary
-from core.corruption.rows import Corrupted, ResponseArrays, assemble
+from core.corruption.blocks import over_blocks
+from core.corruption.captions import Captions, draw_meta, draw_prompts, encode_captions
+from core.corruption.noise import base_kinds, fill_mask, hide, masked, noise_levels
+from core.corruption.responses import Vocabulary, vocabulary
+from core.corruption.rows import Corrupted, ResponseArrays, assemble, visible_regions
 from core.corruption.settings import MaskSettings
-from data_contracts import TokenKind
 
 
 def mask_rows(
@@ -28,30 +28,43 @@ def mask_rows(
 
     Input [M, red, M, EOS], target [a, red, ring, EOS], kinds [MASK, CLEAN, MASK, CLEAN] (prompt left out).
     """
-    captions, vocab = encode_captions(samples, tokenizer, response_length), vocabulary(tokenizer)
-    keys_N, clean_NL = captions.keys("mask", seed), captions.clean_NL
-    ignored_NL = fill_mask(clean_NL, vocab, settings)
-    shape = (captions.samples.height, settings.draws, response_length)
-    input_NDL, kinds_NDL = np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.int8)
-    t_ND = np.empty(shape[:2], dtype=np.float32)
-    for draw in range(settings.draws):
-        t_ND[:, draw] = noise_levels(keys_N, draw, settings)
-        masked_NL = masked(keys_N, draw, t_ND[:, draw], response_length) & ~ignored_NL
-        input_NDL[:, draw] = np.where(masked_NL, np.int32(vocab.mask), clean_NL)
-        kinds_NDL[:, draw] = base_kinds(masked_NL, ignored_NL)
-    kinds_RL = kinds_NDL.reshape(-1, response_length)
-    regions_RL = np.repeat(captions.regions_NL, settings.draws, axis=0)
-    rows = ResponseArrays(
-        input_NL=input_NDL.reshape(-1, response_length),
-        target_NL=np.repeat(clean_NL, settings.draws, axis=0),
-        kinds_NL=kinds_RL,
-        regions_NL=np.where(kinds_RL == TokenKind.CLEAN, regions_RL, np.int16(-1)),
-        t_N=t_ND.ravel(),
-    )
-    meta = draw_meta(captions, recipe="mask", draws=settings.draws, round_=round_)
+    captions = encode_captions(samples, tokenizer, response_length)
     return Corrupted(
-        examples=assemble(meta, draw_prompts(captions, settings.draws), rows, recipe="mask"),
+        examples=mask_captions(captions, vocabulary(tokenizer), seed=seed, settings=settings, round_=round_),
         rejects=captions.rejects,
         rows_in=samples.height,
         rows_ok=captions.samples.height,
     )
+
+
+def mask_captions(
+    captions: Captions, vocab: Vocabulary, *, seed: int, settings: MaskSettings, round_: int = 0
+) -> pl.DataFrame:
+    """Encoded captions -> TrainingExamples: what `mask_rows` does once the text is tokens."""
+    keys_N, clean_NL = captions.keys("mask", seed), captions.clean_NL
+    count, length = clean_NL.shape
+    input_NDL = np.empty((count, settings.draws, length), dtype=np.int32)
+    kinds_NDL = np.empty(input_NDL.shape, dtype=np.int8)
+    t_ND = np.empty((count, settings.draws), dtype=np.float32)
+
+    def corrupt(block: slice) -> None:
+        ignored_NL = fill_mask(clean_NL[block], vocab, settings)
+        for draw in range(settings.draws):
+            t_ND[block, draw] = noise_levels(keys_N[block], draw, settings)
+            masked_NL = masked(keys_N[block], draw, t_ND[block, draw], length)
+            if ignored_NL is not None:
+                masked_NL &= ~ignored_NL
+            input_NDL[block, draw] = hide(clean_NL[block], masked_NL, vocab.mask)
+            kinds_NDL[block, draw] = base_kinds(masked_NL, ignored_NL)
+
+    over_blocks(count, length, corrupt)
+    kinds_RL = kinds_NDL.reshape(-1, length)
+    rows = ResponseArrays(
+        input_NL=input_NDL.reshape(-1, length),
+        target_NL=np.repeat(clean_NL, settings.draws, axis=0),
+        kinds_NL=kinds_RL,
+        regions_NL=visible_regions(captions.regions_NL, kinds_RL, settings.draws),
+        t_N=t_ND.ravel(),
+    )
+    meta = draw_meta(captions, recipe="mask", draws=settings.draws, round_=round_)
+    return assemble(meta, draw_prompts(captions, settings.draws), rows, recipe="mask")

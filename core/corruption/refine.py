@@ -1,6 +1,6 @@
 """DraftRevision, ReDiff Stage II: the model's own drafts, and what the expert made of them (eq. 5).
 
-Shapes: N usable drafts, D draws, R = N x D rows, L positions of the response.
+Shapes: N usable drafts, D draws, R = N x D rows, L positions of the response, G drafts that speak of a region.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from core.corruption.decodings import read_decodings
-from core.corruption.responses import Prompts, Vocabulary, encode_responses, vocabulary
+from core.corruption.responses import Prompts, encode_responses, mask_and_eos
 from core.corruption.revised import Revised, read_revised
-from core.corruption.rows import Corrupted, ResponseArrays, assemble, token_regions
+from core.corruption.rows import Corrupted, ResponseArrays, assemble, token_regions, visible_regions
 from core.corruption.settings import RefineScope, RefineSettings
 from core.seeds import stream_keys, uniforms
 from data_contracts import Samples, TokenKind
@@ -43,17 +43,16 @@ def refine_rows(
 
     `ground`, if given, finds the image regions that the expert's text speaks of.
     """
-    vocab = vocabulary(tokenizer)
-    revised = read_revised(drafts, revisions, vocab, scope=scope, keep_partial=settings.keep_partial)
-    input_RL = _inputs(revised, vocab, seed, scope, settings)
+    mask, eos = mask_and_eos(tokenizer)
+    revised = read_revised(drafts, revisions, eos, scope=scope, keep_partial=settings.keep_partial)
+    input_RL = _inputs(revised, mask, seed, scope, settings)
     target_RL = np.repeat(revised.target_NL, settings.draws, axis=0)
-    kinds_RL = _kinds(input_RL, target_RL, vocab)
-    regions_RL = np.repeat(_regions(revised, tokenizer, ground), settings.draws, axis=0)
+    kinds_RL = _kinds(input_RL, target_RL, mask)
     rows = ResponseArrays(
         input_NL=input_RL,
         target_NL=target_RL,
         kinds_NL=kinds_RL,
-        regions_NL=np.where(kinds_RL == TokenKind.CLEAN, regions_RL, np.int16(-1)),
+        regions_NL=visible_regions(_regions(revised, tokenizer, ground), kinds_RL, settings.draws),
         t_N=((kinds_RL == TokenKind.MASK).sum(axis=1) / max(kinds_RL.shape[1], 1)).astype(np.float32),
     )
     meta = _meta(revised.frame, settings.draws, grounded=ground is not None)
@@ -65,9 +64,7 @@ def refine_rows(
     )
 
 
-def _inputs(
-    revised: Revised, vocab: Vocabulary, seed: int, scope: RefineScope, settings: RefineSettings
-) -> NDArray[np.int32]:
+def _inputs(revised: Revised, mask: int, seed: int, scope: RefineScope, settings: RefineSettings) -> NDArray[np.int32]:
     """What the model sees, (R, L): the draft, or a state after at least one step of its decoding and before the last.
 
     Under scope `mistakes` a state that shows no mistake would teach nothing: the draft stands in for it.
@@ -75,7 +72,7 @@ def _inputs(
     draft_NL, target_NL = revised.draft_NL, revised.target_NL
     if settings.input == "published":
         return np.repeat(draft_NL, settings.draws, axis=0)
-    decodings = read_decodings(draft_NL, revised.frame["writes"], vocab.mask)
+    decodings = read_decodings(draft_NL, revised.frame["writes"], mask)
     keys_N = stream_keys(("refine", seed), revised.frame["draft_id"].to_list())
     inputs = []
     for draw in range(settings.draws):
@@ -85,30 +82,33 @@ def _inputs(
         state_NL = decodings.states(1 + (step_N * inner_N).astype(np.int64), draft_NL.shape[1])
         partial_N = (share_N < settings.trajectory_share) & (inner_N > 0)
         if scope == "mistakes":
-            partial_N &= ((state_NL != target_NL) & (state_NL != vocab.mask)).any(axis=1)
+            partial_N &= ((state_NL != target_NL) & (state_NL != mask)).any(axis=1)
         inputs.append(np.where(partial_N[:, None], state_NL, draft_NL))
     return np.stack(inputs, axis=1).reshape(len(draft_NL) * settings.draws, draft_NL.shape[1])
 
 
-def _kinds(input_RL: NDArray[np.int32], target_RL: NDArray[np.int32], vocab: Vocabulary) -> NDArray[np.int8]:
+def _kinds(input_RL: NDArray[np.int32], target_RL: NDArray[np.int32], mask: int) -> NDArray[np.int8]:
     kinds_RL = np.where(input_RL == target_RL, np.int8(TokenKind.CLEAN), np.int8(TokenKind.MISTAKE))
-    return np.where(input_RL == vocab.mask, np.int8(TokenKind.MASK), kinds_RL).astype(np.int8)
+    return np.where(input_RL == mask, np.int8(TokenKind.MASK), kinds_RL).astype(np.int8)
 
 
-def _regions(revised: Revised, tokenizer: PreTrainedTokenizerBase, ground: Ground | None) -> NDArray[np.int16]:
+def _regions(revised: Revised, tokenizer: PreTrainedTokenizerBase, ground: Ground | None) -> NDArray[np.int16] | None:
     """The image region of each target token, (N, L); -1 where the text does not encode back to the target's ids."""
+    if ground is None:
+        return None
     regions_NL = np.full(revised.target_NL.shape, -1, dtype=np.int16)
-    if ground is None or revised.frame.height == 0:
-        return regions_NL
     references = revised.frame["reference"].to_list()
     texts = revised.frame.select(pl.coalesce("refined_text", "text")).to_series().to_list()
-    spans = [list(ground(reference, text)) for reference, text in zip(references, texts, strict=True)]
-    encoded = encode_responses(tokenizer, texts, revised.target_NL.shape[1])
-    same_N = (encoded.ids_NL == revised.target_NL).all(axis=1)
-    found_NL = token_regions(
-        pl.Series(spans, dtype=Samples.create_empty().schema["grounding"]), encoded.start_NL, encoded.end_NL
-    )
-    return np.where(same_N[:, None], found_NL, regions_NL)
+    spans = [ground(reference, text) for reference, text in zip(references, texts, strict=True)]
+    grounded = [row for row, found in enumerate(spans) if found]  # in most worlds none: nothing is encoded
+    if not grounded:
+        return regions_NL
+    encoded = encode_responses(tokenizer, [texts[row] for row in grounded], revised.target_NL.shape[1])
+    same_G = (encoded.ids_NL == revised.target_NL[grounded]).all(axis=1)
+    column = pl.Series([list(spans[row]) for row in grounded], dtype=Samples.create_empty().schema["grounding"])
+    found_GL = token_regions(column, encoded.start_NL, encoded.end_NL)
+    regions_NL[grounded] = np.where(same_G[:, None], found_GL, np.int16(-1))
+    return regions_NL
 
 
 def _meta(frame: pl.DataFrame, draws: int, *, grounded: bool) -> pl.DataFrame:

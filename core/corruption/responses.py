@@ -62,15 +62,25 @@ class Prompts:
     reason_P: list[str | None]
 
 
+def mask_and_eos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """The ids of the mask and of end-of-text; `vocabulary` takes a tenth of a second where there are many ids.
+
+    Raises:
+        InputError: the tokenizer has no mask or no end-of-text.
+    """
+    mask, eos = tokenizer.mask_token_id, tokenizer.eos_token_id
+    if not isinstance(mask, int) or not isinstance(eos, int):
+        raise InputError("the tokenizer needs a mask token and an eos token: set tokenizer.mask_token and .eos_token")
+    return mask, eos
+
+
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     """The ids of a tokenizer by role.
 
     Raises:
         InputError: the tokenizer has no mask, no end-of-text or fewer than two ordinary tokens.
     """
-    mask, eos = tokenizer.mask_token_id, tokenizer.eos_token_id
-    if not isinstance(mask, int) or not isinstance(eos, int):
-        raise InputError("the tokenizer needs a mask token and an eos token: set tokenizer.mask_token and .eos_token")
+    mask, eos = mask_and_eos(tokenizer)
     marked = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     special = marked | set(tokenizer.all_special_ids) | {mask, eos}
     ordinary = set(tokenizer.get_vocab().values()) - special

@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from core.corruption.responses import Vocabulary
 from core.corruption.rows import REJECT_COLUMNS, list_matrix, reject_frame
 from core.corruption.settings import RefineScope
 
@@ -26,7 +25,7 @@ class Revised:
 
 
 def read_revised(
-    drafts: pl.DataFrame, revisions: pl.DataFrame, vocab: Vocabulary, *, scope: RefineScope, keep_partial: bool
+    drafts: pl.DataFrame, revisions: pl.DataFrame, eos: int, *, scope: RefineScope, keep_partial: bool
 ) -> Revised:
     """Join Drafts and Revisions. A row in is a draft, or a revision without one.
 
@@ -50,11 +49,11 @@ def read_revised(
     )
     refused = refused.select(pl.col(name).cast(dtype) for name, dtype in REJECT_COLUMNS.items())
     draft_NL, target_NL = list_matrix(usable["token_ids"]), list_matrix(usable["target_ids"])
-    is_eos_NL = target_NL == vocab.eos
+    is_eos_NL = target_NL == eos
     return Revised(
         frame=usable,
         draft_NL=draft_NL,
-        target_NL=np.where(np.cumsum(is_eos_NL, axis=1) > 0, np.int32(vocab.eos), target_NL),
+        target_NL=np.where(np.cumsum(is_eos_NL, axis=1) > 0, np.int32(eos), target_NL),
         rejects=pl.concat([refused, reject_frame(orphans, ["no_draft"] * len(orphans), [""] * len(orphans))]),
         rows_in=drafts.height + len(orphans),
     )

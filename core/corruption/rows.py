@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from core.corruption.blocks import over_blocks
 from core.corruption.responses import Prompts
 from core.errors import InputError
 from data_contracts import Rejects, TokenKind, TrainingExamples
@@ -38,12 +39,12 @@ class Corrupted:
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseArrays:
-    """The response part of N rows. `regions_NL` is -1 where a token speaks of no image region."""
+    """The response part of N rows. `regions_NL` is -1 where a token speaks of no region; None: no row's are known."""
 
     input_NL: NDArray[np.int32]
     target_NL: NDArray[np.int32]
     kinds_NL: NDArray[np.int8]
-    regions_NL: NDArray[np.int16]
+    regions_NL: NDArray[np.int16] | None
     t_N: NDArray[np.float32]
 
 
@@ -62,28 +63,13 @@ def assemble(meta: pl.DataFrame, prompts: Prompts, rows: ResponseArrays, *, reci
         rows: the responses.
         recipe: one of data_contracts.training_examples.RECIPES.
     """
-    n, response_length = rows.input_NL.shape
-    prompt_lengths = np.array([len(ids) for ids in prompts.ids_P], dtype=np.int64)
-    width = int(prompt_lengths.max(initial=0))
-    table = np.zeros((len(prompts.ids_P), width), dtype=np.int32)
-    for index, ids in enumerate(prompts.ids_P):
-        table[index, : len(ids)] = ids
-    prompt_NP = table[prompts.index_N]
-    keep = np.ones((n, width + response_length), dtype=np.bool_)
-    keep[:, :width] = np.arange(width)[None, :] < prompt_lengths[prompts.index_N][:, None]
-    offsets = np.concatenate([[0], np.cumsum(keep.sum(axis=1))]).astype(np.int64)
-
-    def column(prompt: NDArray[np.int32] | int, response: NDArray[np.generic]) -> pl.Series:
-        head = np.broadcast_to(np.asarray(prompt, dtype=response.dtype), (n, width))
-        whole = np.concatenate([head, response], axis=1)
-        return list_series(whole.ravel() if keep.all() else whole[keep], offsets)
-
+    columns = _columns(prompts, rows)
     grounded = meta["grounded"]
     frame = meta.with_columns(
-        input_ids=column(prompt_NP, rows.input_NL),
-        target_ids=column(prompt_NP, rows.target_NL),
-        kinds=column(int(TokenKind.PROMPT), rows.kinds_NL),
-        regions=column(-1, rows.regions_NL) if grounded.any() else pl.lit(None, dtype=pl.List(pl.Int16)),
+        input_ids=columns["input_ids"],
+        target_ids=columns["target_ids"],
+        kinds=columns["kinds"],
+        regions=columns["regions"] if grounded.any() else pl.lit(None, dtype=pl.List(pl.Int16)),
         t=pl.Series(rows.t_N),
         recipe=pl.lit(recipe, dtype=TrainingExamples.recipe.dtype),
         history=pl.lit(None, dtype=TrainingExamples.history.dtype),
@@ -91,6 +77,39 @@ def assemble(meta: pl.DataFrame, prompts: Prompts, rows: ResponseArrays, *, reci
     if grounded.any() and not grounded.all():
         frame = frame.with_columns(pl.when("grounded").then("regions").alias("regions"))
     return frame.select(pl.col(name).cast(dtype) for name, dtype in TrainingExamples.create_empty().schema.items())
+
+
+def _columns(prompts: Prompts, rows: ResponseArrays) -> dict[str, pl.Series]:
+    """The List columns: the prompt's tokens, then the response's. Kind and region of a prompt are PROMPT and -1."""
+    n, response_length = rows.input_NL.shape
+    prompt_T = np.concatenate([np.zeros(0, dtype=np.int32), *prompts.ids_P])
+    length_P = np.array([len(ids) for ids in prompts.ids_P], dtype=np.int64)
+    length_N, first_N = length_P[prompts.index_N], (np.cumsum(length_P) - length_P)[prompts.index_N]
+    offsets = np.concatenate([[0], np.cumsum(length_N + response_length)]).astype(np.int64)
+    parts: dict[str, tuple[NDArray[np.int32] | int, NDArray[np.generic]]] = {
+        "input_ids": (prompt_T, rows.input_NL),
+        "target_ids": (prompt_T, rows.target_NL),
+        "kinds": (int(TokenKind.PROMPT), rows.kinds_NL),
+    }
+    if rows.regions_NL is not None:
+        parts["regions"] = (-1, rows.regions_NL)
+    flat = {name: np.empty(offsets[-1], dtype=response.dtype) for name, (_, response) in parts.items()}
+
+    def fill(block: slice) -> None:
+        begin, end = offsets[block.start], offsets[block.stop]
+        length = length_N[block]
+        before = np.cumsum(length) - length
+        source = np.arange(int(length.sum())) + np.repeat(first_N[block] - before, length)
+        runs = np.stack([length, np.full_like(length, response_length)], axis=1).ravel()
+        of_response = np.repeat(np.tile([False, True], len(length)), runs)
+        of_prompt = ~of_response
+        for name, (prompt, response) in parts.items():
+            whole = flat[name][begin:end]
+            whole[of_prompt] = prompt if isinstance(prompt, int) else prompt[source]
+            whole[of_response] = response[block].ravel()
+
+    over_blocks(n, response_length + int(length_N.max(initial=0)), fill)
+    return {name: list_series(values, offsets) for name, values in flat.items()}
 
 
 def list_series(flat_T: NDArray[np.generic], offsets: NDArray[np.int64]) -> pl.Series:
@@ -111,6 +130,15 @@ def list_matrix(column: pl.Series) -> NDArray[np.int32]:
     return column.explode().to_numpy().astype(np.int32).reshape(len(column), width)
 
 
+def visible_regions(
+    regions_NL: NDArray[np.int16] | None, kinds_RL: NDArray[np.int8], draws: int
+) -> NDArray[np.int16] | None:
+    """The regions of `draws` rows a sample, next to each other: where a token is not CLEAN, none (-1)."""
+    if regions_NL is None:
+        return None
+    return np.where(kinds_RL == TokenKind.CLEAN, np.repeat(regions_NL, draws, axis=0), np.int16(-1))
+
+
 def token_regions(grounding: pl.Series, start_NL: NDArray[np.int32], end_NL: NDArray[np.int32]) -> NDArray[np.int16]:
     """The image region of each token, -1 for none: that of the (last) grounding span that overlaps its chars.
 
@@ -121,9 +149,9 @@ def token_regions(grounding: pl.Series, start_NL: NDArray[np.int32], end_NL: NDA
     """
     regions_NL = np.full(start_NL.shape, -1, dtype=np.int16)
     spans = pl.DataFrame({"row": np.arange(len(grounding)), "span": grounding}).filter(pl.col("span").list.len() > 0)
-    spans = spans.explode("span").with_columns(pl.col("span").struct.unnest())
     if spans.height == 0:
         return regions_NL
+    spans = spans.explode("span").with_columns(pl.col("span").struct.unnest())
     row, first, last = (spans[name].to_numpy() for name in ("row", "start", "end"))
     overlaps = (start_NL[row] < last[:, None]) & (end_NL[row] > first[:, None]) & (start_NL[row] >= 0)
     span, position = np.nonzero(overlaps)

@@ -21,8 +21,11 @@ class Reader(Protocol):
         """The model's."""
         ...
 
-    def hidden(self, canvas: Canvas, step: Step, asked_BL: Tensor) -> Tensor:
-        """(N, W): what `logits` needs of the positions that `asked_BL` marks, in row-major order. One look a step."""
+    def hidden(self, canvas: Canvas, step: Step, asked_N: Tensor) -> Tensor:
+        """(N, W): what `logits` needs of the positions `asked_N`, ascending indices into (B x L). One look a step.
+
+        They are indices, not a mask, because picking by a mask waits for the device.
+        """
         ...
 
     def logits(self, hidden_NW: Tensor) -> Tensor:
@@ -30,7 +33,7 @@ class Reader(Protocol):
         ...
 
     def select(self, rows: Tensor) -> Self:
-        """For some of the rows; `rows` is a bool or index tensor."""
+        """For some of the rows; `rows` is an index tensor on the CPU."""
         ...
 
 
@@ -46,11 +49,13 @@ class Whole:
         """The model's."""
         return self.model.tokenizer
 
-    def hidden(self, canvas: Canvas, step: Step, asked_BL: Tensor) -> Tensor:
+    def hidden(self, canvas: Canvas, step: Step, asked_N: Tensor) -> Tensor:
         """(N, D)."""
         del step
-        hidden_BLD = self.model.hidden(canvas.ids_BL, valid_BL=canvas.valid_BL, features_BND=self.features_BND)
-        return hidden_BLD[asked_BL]
+        hidden_BLD = self.model.hidden(
+            canvas.ids_BL, valid_BL=canvas.valid_BL, features_BND=self.features_BND, prompt_BL=canvas.prompt()
+        )
+        return hidden_BLD.flatten(0, 1)[asked_N]
 
     def logits(self, hidden_NW: Tensor) -> Tensor:
         """(N, D) -> (N, V)."""

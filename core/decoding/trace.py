@@ -18,39 +18,41 @@ _COLUMNS = ("row", "step", "position", "old", "new")
 
 
 class Recorder:
-    """Collects every changed token as tensors on the model's device; `frame` brings them over once."""
+    """Keeps every state of the responses as tensors on the model's device; `frame` brings them over once."""
 
     def __init__(self) -> None:
-        self._indices: list[Tensor] = []
-        self._confidences: list[Tensor] = []
+        self._length = 0
+        self._steps: list[tuple[int, Tensor, Tensor, Tensor, Tensor]] = []
+
+    def begin(self, canvas: Canvas, *, length: int, mask_id: int) -> None:
+        """Log what stands in the responses of `length` tokens before the first step, as written in step -1."""
+        ids_BR = canvas.responses(length)
+        blank_BR, sure_BR = torch.full_like(ids_BR, mask_id), torch.ones(ids_BR.shape, device=ids_BR.device)
+        self._steps.append((-1, torch.arange(len(ids_BR)), blank_BR, ids_BR, sure_BR))
+        self._length = length
 
     def record(self, view: View, after: Canvas, rows_B: Tensor) -> None:
         """Log the difference between `view` and `after`; rows_B are the rows' numbers in the original batch."""
-        row_W, column_W = (after.ids_BL != view.ids_BL).nonzero(as_tuple=True)
-        self._indices.append(
-            torch.stack(
-                [
-                    rows_B[row_W],
-                    torch.full_like(row_W, view.step.index),
-                    column_W - after.offset_B[row_W],
-                    view.ids_BL[row_W, column_W],
-                    after.ids_BL[row_W, column_W],
-                ]
-            )
-        )
-        self._confidences.append(view.confidence_BL[row_W, column_W])
+        length = self._length
+        columns_BR = after.offset_B[:, None] + torch.arange(length, device=rows_B.device)
+        confidence_BR = view.confidence_BL.gather(1, columns_BR)
+        old_BR, new_BR = view.canvas.responses(length), after.responses(length)
+        self._steps.append((view.step.index, rows_B, old_BR, new_BR, confidence_BR))
 
     def frame(self) -> pl.DataFrame:
         """Columns row, step, position, old, new (int64) and confidence (float32), by row, step and position.
 
-        confidence is the softmax probability of the argmax there when the write was made.
+        confidence is the softmax probability of the argmax there when the write was made. What was given is a write
+        in step -1, with confidence 1.
         """
-        if not self._indices:
-            return pl.DataFrame(schema=dict.fromkeys(_COLUMNS, pl.Int64) | {"confidence": pl.Float32})
-        columns_5W = torch.cat(self._indices, dim=1).cpu().numpy()
-        columns = dict(zip(_COLUMNS, columns_5W, strict=True))
-        confidence_W = torch.cat(self._confidences).cpu().numpy()
-        return pl.DataFrame(columns | {"confidence": confidence_W}).sort("row", "step", "position")
+        frames = [pl.DataFrame(schema=dict.fromkeys(_COLUMNS, pl.Int64) | {"confidence": pl.Float32})]
+        for step, *tensors in self._steps:
+            rows_B, old_BR, new_BR, confidence_BR = (tensor.cpu().numpy() for tensor in tensors)
+            row_W, position_W = np.nonzero(old_BR != new_BR)
+            at = (row_W, position_W)
+            columns = (rows_B[row_W], np.full_like(row_W, step), position_W, old_BR[at], new_BR[at])
+            frames.append(pl.DataFrame(dict(zip(_COLUMNS, columns, strict=True)) | {"confidence": confidence_BR[at]}))
+        return pl.concat(frames).sort("row", "step", "position")
 
 
 def replay(

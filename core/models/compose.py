@@ -21,6 +21,7 @@ from core.models.checkpoint import Checkpoint, compute_buffers, fill, open_check
 from core.models.decoders import decoder_family
 from core.models.devices import Placement
 from core.models.pretrained import PretrainedDenoiser
+from core.models.prompt_attention import KEY
 from core.models.published import assemble, filled, projector, tiled_vision
 from core.models.special_tokens import LLAVA_PLACEHOLDER
 from core.models.vision import Projector, QwenVision, Vision
@@ -63,7 +64,7 @@ def compose(vision: Path, decoder: Path, *, seed: int, placement: Placement) -> 
         "mm_patch_merge_type": "spatial_unpad",
         "image_grid_pinpoints": "(1x1),...,(6x6)",
         "image_token_id": LLAVA_PLACEHOLDER,
-        **{key: mouth.config[key] for key in ("mask_token_id", "eos_token_id") if key in mouth.config},
+        **{key: mouth.config[key] for key in ("mask_token_id", "eos_token_id", KEY) if key in mouth.config},
     }
     model = _assemble(replace(mouth, config=config))
     family = decoder_family(mouth.config)

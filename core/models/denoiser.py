@@ -19,6 +19,8 @@ from transformers.utils import logging as transformers_logging
 from core.errors import InputError
 from core.models.checkpoint import read_config
 from core.models.devices import Placement
+from core.models.settings import PromptAttention
+from core.token_losses import TokenLosses
 
 LOADERS: dict[str, str] = {
     "scene_denoiser": "core.models.scene_denoiser:load",
@@ -48,8 +50,27 @@ class Denoiser(Protocol):
     """With mask_token_id, eos_token_id and pad_token_id set."""
 
     @property
+    def prompt_attention(self) -> PromptAttention:
+        """What prompt and images may see of the response: everything, or nothing."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are, and token ids are expected."""
+        ...
+
+    @property
+    def max_positions(self) -> int:
+        """The longest row that it reads: text, and the features of images that stand inside the text."""
+        ...
+
+    def image_positions(self, width: int, height: int) -> int:
+        """Positions of a row that an image of this size in pixels takes; 0 if images stand outside of the text.
+
+        Raises:
+            InputError: if the model reads no images.
+            ValueError: if it cannot read one of this size.
+        """
         ...
 
     def pixels(self, images: Sequence[np.ndarray]) -> Pixels:
@@ -60,10 +81,13 @@ class Denoiser(Protocol):
         """What `hidden` needs of the images, row i of image i; computed once a sample."""
         ...
 
-    def hidden(self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Features | None) -> Tensor:
+    def hidden(
+        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Features | None, prompt_BL: Tensor | None = None
+    ) -> Tensor:
         """Final hidden states of the text, (B, L, D), each where the logits of its own token are read from.
 
-        Every valid position sees every other and the images; False is padding. A model with
+        Every valid position sees every other and the images; False is padding. With prefix attention, which needs
+        `prompt_BL`, the positions that it marks and the images see one another alone. A model with
         `special_tokens.image_placeholder` has one of them in `ids_BL` for each image of a row, where the image goes.
         """
         ...
@@ -77,9 +101,17 @@ class TrainableDenoiser(Denoiser, Protocol):
     """A denoiser that the training loop can train (an nn.Module that knows its hidden matrices)."""
 
     def hidden_and_regions(
-        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Features | None
+        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Features | None, prompt_BL: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """`hidden`, and scores (B, L, R) of the image region each token speaks of; None without such a head."""
+        ...
+
+    def token_losses(self, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor) -> TokenLosses:
+        """The weighted cross-entropy of `logits`, without ever holding all of them (see core.token_losses)."""
+        ...
+
+    def attend(self, prompt_attention: PromptAttention) -> None:
+        """What the prompt may see from now on; a saved model says it. Raises ConfigError if this model cannot."""
         ...
 
     def matrix_names(self) -> frozenset[str]:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from core.errors import InputError
+from core.errors import ConfigError, InputError
 from core.models.checkpoint import check_values, listed, open_checkpoint
 from core.models.devices import Placement
 from core.models.pretrained import Layout, PretrainedDenoiser
+from core.models.settings import PromptAttention
 from core.models.special_tokens import set_special_tokens
 from core.models.tokenizer import load_tokenizer
 from core.models.vision import SquareVision
@@ -36,6 +37,16 @@ class MaskedLMDenoiser(PretrainedDenoiser):
         self._tied = {name: owner for name, owner in owners.items() if name != owner}
         self.register_state_dict_post_hook(_drop_tied)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_give_tied)  # type: ignore[no-untyped-call]
+
+    def attend(self, prompt_attention: PromptAttention) -> None:
+        """Full attention alone: these encoders take a mask of keys, none of queries and keys."""
+        if prompt_attention != "full":
+            raise ConfigError(
+                f"prompt_attention = {prompt_attention!r} is for LLaDA, LLaDA-V, Dream, compositions and the scene "
+                "model: a masked language model of transformers attends to everything. Set model.prompt_attention = "
+                "'full', or leave it out"
+            )
+        super().attend(prompt_attention)
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """As transformers writes this model."""
@@ -124,10 +135,10 @@ def _move(model: nn.Module, placement: Placement) -> None:
         torch.utils.swap_tensors(buffer, moved_buffer)  # type: ignore[no-untyped-call]  # torch's
 
 
-def encode_masked(language: nn.Module, embeddings_BTD: Tensor, valid_BT: Tensor | None) -> Tensor:
-    """A transformers encoder; padding is seen by nobody."""
+def encode_masked(language: nn.Module, embeddings_BTD: Tensor, seen: Tensor | None) -> Tensor:
+    """A transformers encoder; padding is seen by nobody. `seen` is (B, T)."""
     hidden_BTD: Tensor = language(
-        inputs_embeds=embeddings_BTD, attention_mask=None if valid_BT is None else valid_BT.long()
+        inputs_embeds=embeddings_BTD, attention_mask=None if seen is None else seen.long()
     ).last_hidden_state
     return hidden_BTD
 

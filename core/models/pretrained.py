@@ -17,11 +17,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.errors import InputError
 from core.models.checkpoint import NameOf, write_checkpoint
-from core.models.merging import ImageFeatures, merge
+from core.models.merging import ImageFeatures, Merged, merge
+from core.models.prompt_attention import prefix_seen, prompt_attention_of, prompt_needed, with_prompt_attention
+from core.models.settings import PromptAttention
 from core.models.vision import Vision
+from core.token_losses import LinearHead, TokenLosses, token_losses
 
 Encode = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
-"""(language, embeddings (B, T, D), valid (B, T) or None if all are) -> final hidden states (B, T, D)."""
+"""(language, embeddings (B, T, D), seen) -> final hidden states (B, T, D).
+
+seen: the keys that everyone sees, (B, T), or those that each query sees, (B, T, T); None: all.
+"""
 
 
 class TiedHead(nn.Module):
@@ -34,6 +40,10 @@ class TiedHead(nn.Module):
     def forward(self, hidden_ND: Tensor) -> Tensor:
         """(N, D) -> (N, V)."""
         return nn.functional.linear(hidden_ND, self._embedding[0].weight)
+
+    def linear(self) -> LinearHead:
+        """The layer that it is."""
+        return LinearHead(weight_VD=self._embedding[0].weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +80,12 @@ class PretrainedDenoiser(nn.Module):
         self.language, self.head = language, head
         self.vision = cast(nn.Module | None, vision)
         self.layout, self.tokenizer = layout, tokenizer
+        self.prompt_attention: PromptAttention = "full"
+        self.attend(prompt_attention_of(layout.config))
+
+    def attend(self, prompt_attention: PromptAttention) -> None:
+        """What prompt and images may see of the response."""
+        self.prompt_attention = prompt_attention
 
     @property
     def device(self) -> torch.device:
@@ -80,6 +96,15 @@ class PretrainedDenoiser(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the token embedding."""
         return self.get_input_embeddings().weight.dtype
+
+    @property
+    def max_positions(self) -> int:
+        """Of text and images together."""
+        return self.layout.max_positions
+
+    def image_positions(self, width: int, height: int) -> int:
+        """As many as the image has features."""
+        return self._vision().positions(width, height)
 
     def pixels(self, images: Sequence[np.ndarray]) -> Any:
         """uint8 images of H x W x 3, preprocessed, on the model's device."""
@@ -94,12 +119,30 @@ class PretrainedDenoiser(nn.Module):
             raise InputError("this model reads no images: use samples without, or a model with a vision tower")
         return cast(Vision, self.vision)
 
-    def hidden(self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: ImageFeatures | None) -> Tensor:
+    def hidden(
+        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: ImageFeatures | None, prompt_BL: Tensor | None = None
+    ) -> Tensor:
         """Final hidden states of the text, (B, L, D), each where the logits of its own token are read from.
 
         Raises:
-            InputError: a row has more or fewer placeholders than images, or is too long.
+            InputError: a row has more or fewer placeholders than images, or is too long; prefix attention without
+                `prompt_BL`.
         """
+        layout = self.layout
+        merged = self._merged(ids_BL, valid_BL, features_BND)
+        hidden_BTD = layout.encode(self.language, merged.embeddings_BTD, self._seen(merged, valid_BL, prompt_BL))
+        if layout.shifted:
+            hidden_BTD = torch.cat([hidden_BTD[:, :1], hidden_BTD[:, :-1]], dim=1)
+        return merged.text_of(hidden_BTD)
+
+    def _seen(self, merged: Merged, valid_BL: Tensor, prompt_BL: Tensor | None) -> Tensor | None:
+        if self.prompt_attention == "full":
+            return merged.valid_BT
+        response_BT = merged.spread(valid_BL & ~prompt_needed(prompt_BL))
+        valid_BT = torch.ones_like(response_BT) if merged.valid_BT is None else merged.valid_BT
+        return prefix_seen(valid_BT, response_BT)
+
+    def _merged(self, ids_BL: Tensor, valid_BL: Tensor, features_BND: ImageFeatures | None) -> Merged:
         layout = self.layout
         known_BL = ids_BL if layout.placeholder is None else ids_BL.masked_fill(ids_BL == layout.placeholder, 0)
         merged = merge(
@@ -114,21 +157,23 @@ class PretrainedDenoiser(nn.Module):
             raise InputError(
                 f"{length} positions of text and image, but this model takes at most {layout.max_positions}"
             )
-        hidden_BTD = layout.encode(self.language, merged.embeddings_BTD, merged.valid_BT)
-        if layout.shifted:
-            hidden_BTD = torch.cat([hidden_BTD[:, :1], hidden_BTD[:, :-1]], dim=1)
-        return merged.text_of(hidden_BTD)
+        return merged
 
     def hidden_and_regions(
-        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: ImageFeatures | None
+        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: ImageFeatures | None, prompt_BL: Tensor | None = None
     ) -> tuple[Tensor, None]:
         """`hidden`; there is no region head."""
-        return self.hidden(ids_BL, valid_BL=valid_BL, features_BND=features_BND), None
+        return self.hidden(ids_BL, valid_BL=valid_BL, features_BND=features_BND, prompt_BL=prompt_BL), None
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """(N, V) for the positions that were picked from `hidden`, and no others."""
         scores_NV: Tensor = self.head(hidden_ND)
         return scores_NV
+
+    def token_losses(self, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor) -> TokenLosses:
+        """See core.token_losses. A head of several layers scores all tokens at once."""
+        head = self.head.linear() if isinstance(self.head, TiedHead) else LinearHead.of(self.head)
+        return token_losses(hidden_ND, targets_N, weights_N, logits=self.logits, head=head)
 
     def matrix_names(self) -> frozenset[str]:
         """The weight matrices of all layers; embeddings, head and convolutions are none."""
@@ -150,7 +195,7 @@ class PretrainedDenoiser(nn.Module):
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write the published layout: tensor names, config.json and the files that came with the checkpoint."""
         tensors = {self.layout.name_of(name): p for name, p in self.named_parameters()}
-        config = dict(self.layout.config)
+        config = with_prompt_attention(self.layout.config, self.prompt_attention)
         for key in ("torch_dtype", "dtype"):
             if key in config:
                 config[key] = str(self.dtype).removeprefix("torch.")
@@ -163,9 +208,15 @@ def _checked(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def encode_bidirectionally(language: nn.Module, embeddings_BTD: Tensor, valid_BT: Tensor | None) -> Tensor:
-    """A causal transformers decoder whose layers were told to attend both ways; padding is seen by nobody."""
-    mask_B11T = None if valid_BT is None else valid_BT[:, None, None, :]
-    output = language(inputs_embeds=embeddings_BTD, attention_mask=mask_B11T, use_cache=False)
+def encode_bidirectionally(language: nn.Module, embeddings_BTD: Tensor, seen: Tensor | None) -> Tensor:
+    """A causal transformers decoder whose layers were told to attend both ways; see `Encode`."""
+    output = language(inputs_embeds=embeddings_BTD, attention_mask=by_head(seen), use_cache=False)
     hidden_BTD: Tensor = output.last_hidden_state
     return hidden_BTD
+
+
+def by_head(seen: Tensor | None) -> Tensor | None:
+    """(B, T) -> (B, 1, 1, T), (B, T, T) -> (B, 1, T, T): as attention takes them."""
+    if seen is None:
+        return None
+    return seen[:, None, None, :] if seen.ndim == 2 else seen[:, None]

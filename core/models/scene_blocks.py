@@ -4,7 +4,7 @@ In training, attention is spelled out: the backward pass of scaled_dot_product_a
 and the two autograd functions stand where torch's own compositions cost several passes over the activations. Without
 gradients the same sums are done in place and with the fused kernel: 1.3 to 1.4 times as fast.
 
-Shapes: B rows, T positions (image, then text), D hidden size, H heads, E = D / H, P = E / 2 pairs.
+Shapes: B rows, T positions (image, then text), Q = T or 1 queries, D hidden size, H heads, E = D / H, P = E / 2 pairs.
 """
 
 from typing import Any
@@ -81,17 +81,17 @@ class Block(nn.Module):
         self.mlp_in = nn.Linear(hidden_size, mlp_ratio * hidden_size)
         self.mlp_out = nn.Linear(mlp_ratio * hidden_size, hidden_size)
 
-    def forward(self, x_BTD: Tensor, rotation_TP: Tensor, padding_BT: Tensor | None) -> Tensor:
-        """`padding_BT` is True where a position is padding that nobody may attend to; None: there is none."""
+    def forward(self, x_BTD: Tensor, rotation_TP: Tensor, barred_BQT: Tensor | None) -> Tensor:
+        """`barred_BQT` is True where a query may not attend to a key, Q = 1 for all queries alike; None: nowhere."""
         learning = torch.is_grad_enabled()
         attend = self._attend if learning else self._attend_without_gradients
-        x_BTD = x_BTD + self.attention_out(attend(self.attention_norm(x_BTD), rotation_TP, padding_BT))
+        x_BTD = x_BTD + self.attention_out(attend(self.attention_norm(x_BTD), rotation_TP, barred_BQT))
         inner: Tensor = self.mlp_in(self.mlp_norm(x_BTD))
         inner = SquaredRelu.apply(inner) if learning else inner.relu_().square_()  # type: ignore[no-untyped-call]
         out_BTD: Tensor = x_BTD + self.mlp_out(inner)
         return out_BTD
 
-    def _attend(self, x_BTD: Tensor, rotation_TP: Tensor, padding_BT: Tensor | None) -> Tensor:
+    def _attend(self, x_BTD: Tensor, rotation_TP: Tensor, barred_BQT: Tensor | None) -> Tensor:
         b, t, d = x_BTD.shape
         e = d // self.heads
         # one copy to (3, B, H, T, E): the products below then run without any more
@@ -102,12 +102,12 @@ class Block(nn.Module):
         q_BHTE, k_BHTE = torch.view_as_real(pairs_2BHTP * rotation_TP).flatten(-2).unbind(0)
         q_BHTE = q_BHTE * (self.query_scale * e**-0.5)[:, None, None]
         scores_BHTT = q_BHTE @ k_BHTE.transpose(-1, -2)
-        if padding_BT is not None:
-            scores_BHTT = scores_BHTT.masked_fill(padding_BT[:, None, None, :], torch.finfo(scores_BHTT.dtype).min)
+        if barred_BQT is not None:
+            scores_BHTT = scores_BHTT.masked_fill(barred_BQT[:, None], torch.finfo(scores_BHTT.dtype).min)
         mixed_BHTE: Tensor = scores_BHTT.softmax(-1) @ v_1BHTE[0]
         return mixed_BHTE.transpose(1, 2).reshape(b, t, d)
 
-    def _attend_without_gradients(self, x_BTD: Tensor, rotation_TP: Tensor, padding_BT: Tensor | None) -> Tensor:
+    def _attend_without_gradients(self, x_BTD: Tensor, rotation_TP: Tensor, barred_BQT: Tensor | None) -> Tensor:
         b, t, d = x_BTD.shape
         e = d // self.heads
         qkv_BT3HE = self.qkv(x_BTD).view(b, t, 3, self.heads, e)
@@ -117,7 +117,7 @@ class Block(nn.Module):
         pairs_BT2HP = torch.view_as_complex((qk_BT2HE * inverse_BT2H1).view(b, t, 2, self.heads, e // 2, 2))
         turned_BT2HE = torch.view_as_real(pairs_BT2HP * rotation_TP[:, None, None]).flatten(-2)
         q_BHTE, k_BHTE = (turned_BT2HE[:, :, i].transpose(1, 2) for i in range(2))
-        seen = None if padding_BT is None else ~padding_BT[:, None, None, :]
+        seen = None if barred_BQT is None else ~barred_BQT[:, None]
         mixed_BHTE = nn.functional.scaled_dot_product_attention(
             q_BHTE, k_BHTE, v_BTHE.transpose(1, 2), attn_mask=seen, scale=1.0
         )

@@ -21,7 +21,10 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from core.errors import ConfigError, InputError
 from core.models.devices import Placement
+from core.models.prompt_attention import KEY, prefix_seen, prompt_attention_of, prompt_needed
 from core.models.scene_blocks import Block, rotation
+from core.models.settings import PromptAttention
+from core.token_losses import LinearHead, TokenLosses, token_losses
 
 _CACHED_ROWS = 16
 """Rows whose activations fit into a core's cache: 128 at once took 1.2 times as long a row."""
@@ -138,6 +141,18 @@ class SceneDenoiser(PreTrainedModel):  # type: ignore[no-untyped-call]  # transf
             for table in (module.image_position, module.image_type, module.text_position, module.text_type):
                 init.normal_(table, std=config.initializer_range)
 
+    @property
+    def prompt_attention(self) -> PromptAttention:
+        """What prompt and image may see of the response."""
+        return prompt_attention_of(vars(self.config))
+
+    def attend(self, prompt_attention: PromptAttention) -> None:
+        """Change it. The configuration says prefix alone: that of a model with full attention stays what it was."""
+        if prompt_attention == "prefix":
+            setattr(self.config, KEY, prompt_attention)
+        elif self.prompt_attention == "prefix":
+            delattr(self.config, KEY)
+
     def matrix_names(self) -> frozenset[str]:
         """The blocks' weight matrices."""
         return frozenset(name for name, p in self.named_parameters() if name.startswith("blocks.") and p.ndim == 2)
@@ -150,6 +165,16 @@ class SceneDenoiser(PreTrainedModel):  # type: ignore[no-untyped-call]  # transf
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding."""
         return self.token_embedding
+
+    @property
+    def max_positions(self) -> int:
+        """Of text alone: the image has positions of its own."""
+        return self.config.max_length
+
+    def image_positions(self, width: int, height: int) -> int:
+        """None: regions stand before the text, and are equally many for each image."""
+        del width, height
+        return 0
 
     def pixels(self, images: Sequence[np.ndarray]) -> Tensor:
         """uint8 images of H x W x 3 -> (B, 3, image_height, image_width) in [-1, 1]; resized if they need to be."""
@@ -173,45 +198,66 @@ class SceneDenoiser(PreTrainedModel):  # type: ignore[no-untyped-call]  # transf
         features_BND: Tensor = self.patch_embedding(patches_BNC) + (place_ND + self.image_type)
         return features_BND
 
-    def hidden(self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Tensor | None) -> Tensor:
-        """Final hidden states of the text, (B, L, D). On a CPU without gradients, a few rows at a time."""
+    def hidden(
+        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Tensor | None, prompt_BL: Tensor | None = None
+    ) -> Tensor:
+        """Final hidden states of the text, (B, L, D). On a CPU without gradients, a few rows at a time.
+
+        Raises:
+            InputError: more text than the model takes; prefix attention without `prompt_BL`.
+        """
         rows = len(ids_BL) if torch.is_grad_enabled() or self.device.type != "cpu" else _CACHED_ROWS
         ids, valid = torch.split(ids_BL, rows), torch.split(valid_BL, rows)
         features = [None] * len(ids) if features_BND is None else torch.split(features_BND, rows)
-        return torch.cat([self._encode(*part)[0] for part in zip(ids, valid, features, strict=True)])
+        prompts = [None] * len(ids) if prompt_BL is None else torch.split(prompt_BL, rows)
+        return torch.cat([self._encode(*part)[0] for part in zip(ids, valid, features, prompts, strict=True)])
 
     def hidden_and_regions(
-        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Tensor | None
+        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Tensor | None, prompt_BL: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Final hidden states (B, L, D) and region scores (B, L, R); no scores without an image."""
-        hidden_BLD, early_BLD = self._encode(ids_BL, valid_BL, features_BND)
+        hidden_BLD, early_BLD = self._encode(ids_BL, valid_BL, features_BND, prompt_BL)
         return hidden_BLD, None if features_BND is None else self.region_head(early_BLD)
 
-    def _encode(self, ids_BL: Tensor, valid_BL: Tensor, features_BND: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _encode(
+        self, ids_BL: Tensor, valid_BL: Tensor, features_BND: Tensor | None, prompt_BL: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         length = ids_BL.shape[1]
         if length > self.config.max_length:
             raise InputError(f"{length} text tokens, but this model takes at most {self.config.max_length}")
         x_BTD = self.token_embedding(ids_BL) + (self.text_position[:length] + self.text_type)
-        padding_BT = None if bool(valid_BL.all()) else ~valid_BL
         images = 0
         if features_BND is not None:
             images = features_BND.shape[1]
             x_BTD = torch.cat([features_BND, x_BTD], 1)
-            if padding_BT is not None:
-                padding_BT = nn.functional.pad(padding_BT, (images, 0), value=False)
+        barred_BQT = self._barred(valid_BL, prompt_BL, images)
         pairs = self.config.hidden_size // self.config.num_attention_heads // 2
         rotation_TP = rotation(images, length, pairs, self.config.rope_base).to(x_BTD.device)
         early_BTD = x_BTD
         for depth, block in enumerate(self.blocks, start=1):
-            x_BTD = block(x_BTD, rotation_TP, padding_BT)
+            x_BTD = block(x_BTD, rotation_TP, barred_BQT)
             if depth <= self.config.region_layer:
                 early_BTD = x_BTD
         return self.final_norm(x_BTD[:, images:]), early_BTD[:, images:]
+
+    def _barred(self, valid_BL: Tensor, prompt_BL: Tensor | None, images: int) -> Tensor | None:
+        """See Block: the padding, for all queries alike; with prefix attention also the response, for the prompt."""
+        if self.prompt_attention == "prefix":
+            response_BL = valid_BL & ~prompt_needed(prompt_BL)
+            valid_BT = nn.functional.pad(valid_BL, (images, 0), value=True)
+            return ~prefix_seen(valid_BT, nn.functional.pad(response_BL, (images, 0), value=False))
+        if bool(valid_BL.all()):
+            return None
+        return nn.functional.pad(~valid_BL, (images, 0), value=False)[:, None]
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """(N, D) -> (N, V)."""
         scores_NV: Tensor = self.lm_head(hidden_ND)
         return scores_NV
+
+    def token_losses(self, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor) -> TokenLosses:
+        """See core.token_losses."""
+        return token_losses(hidden_ND, targets_N, weights_N, logits=self.logits, head=LinearHead.of(self.lm_head))
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None, **_: Any
@@ -234,6 +280,7 @@ def load(path: Path, placement: Placement) -> SceneDenoiser:
         model.tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} is no usable scene_denoiser checkpoint: {error}") from error
+    prompt_attention_of(vars(model.config))
     if len(model.tokenizer) != model.config.vocab_size:
         raise InputError(f"{path}: tokenizer of {len(model.tokenizer)} tokens, model of {model.config.vocab_size}")
     model.train(False)

@@ -6,12 +6,20 @@ from pydantic import Field
 
 from core.settings import Settings
 
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+
+PromptAttention = Literal["full", "prefix"]
+"""full: every position sees every other. prefix: prompt and images see nothing of the response, which sees all."""
+
 
 class ModelSettings(Settings):
     """A checkpoint of the user's, or a small model made anew."""
 
     checkpoint: str = ""
     """Folder of a checkpoint to start from; empty: a new small model with the sizes below."""
+    prompt_attention: PromptAttention | None = None
+    """prefix: prompt and images do not attend to the response, so decoding reads them once; in training and decoding
+    alike. full: they do. null: what the checkpoint says; a new model: full."""
     response_length: int = Field(default=48, ge=2)
     """Tokens of a response, end-of-text fill included."""
     tokenizer: Literal["scenes", "bpe"] = "scenes"

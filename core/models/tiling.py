@@ -109,6 +109,12 @@ class AnyRes:
         whole = image.resize((s, s), Image.Resampling.BICUBIC)
         return [np.asarray(whole), *(np.asarray(padded.crop(box)) for box in boxes)]
 
+    def features_of(self, size: tuple[int, int], side: int) -> int:
+        """Features of an image of this (width, height), where a tile has side x side: `arrange` says so itself."""
+        columns, rows = (pixels // self.side for pixels in self.grid(*size))
+        empty_TND = torch.empty(1 + columns * rows, side * side, 1, device="meta")
+        return len(self.arrange(empty_TND, size, empty_TND[0, 0]))
+
     def arrange(self, features_TND: Tensor, size: tuple[int, int], newline_D: Tensor) -> Tensor:
         """(F, D): the whole's features, then the grid's without what is padding, a newline after each of its rows."""
         u = math.isqrt(features_TND.shape[1])

@@ -4,6 +4,7 @@ Shapes: T tiles, N features of a tile, F features of all images, D hidden size o
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ _TILES = 64
 
 class Vision(Protocol):
     """A tower and its adapter, as a denoiser uses them."""
+
+    def positions(self, width: int, height: int) -> int:
+        """Features of an image of this size in pixels."""
+        ...
 
     def pixels(self, images: Sequence[NDArray[np.uint8]]) -> Any:
         """Preprocessed images, on the CPU."""
@@ -62,6 +67,11 @@ class SiglipTower(nn.Module):
         self.model = SiglipVisionModel(config)
         self.model.post_layernorm.requires_grad_(False)
 
+    @property
+    def side(self) -> int:
+        """Features of a tile's side."""
+        return math.isqrt(self.model.embeddings.num_patches)
+
     def forward(self, tiles_TCSS: Tensor) -> Tensor:
         """(T, N, D)."""
         embedded = self.model.embeddings(tiles_TCSS)
@@ -75,6 +85,10 @@ class TiledVision(nn.Module):
     def __init__(self, tower: SiglipTower, adapter: Projector, tiling: AnyRes) -> None:
         super().__init__()
         self.tower, self.adapter, self.tiling = tower, adapter, tiling
+
+    def positions(self, width: int, height: int) -> int:
+        """As many as its tiling makes."""
+        return self.tiling.features_of((width, height), self.tower.side)
 
     def pixels(self, images: Sequence[NDArray[np.uint8]]) -> TiledImages:
         """uint8 images of H x W x 3, each of any size."""
@@ -95,10 +109,10 @@ class TiledVision(nn.Module):
 class SquareVision(nn.Module):
     """A tower and an adapter on whole images, squashed to the tower's square (ModernVBert)."""
 
-    def __init__(self, tower: nn.Module, adapter: nn.Module, side: int, mean: list[float], std: list[float]) -> None:
+    def __init__(self, tower: PreTrainedModel, adapter: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.tower, self.adapter = tower, adapter
-        self._side, self._mean, self._std = side, mean, std
+        self._side, self._mean, self._std = int(tower.config.image_size), mean, std
 
     @classmethod
     def of(cls, folder: Path, tower: PreTrainedModel, adapter: nn.Module) -> Self:
@@ -106,7 +120,13 @@ class SquareVision(nn.Module):
         path = folder / "preprocessor_config.json"
         said = json.loads(path.read_text()) if path.is_file() else {}
         half = [0.5, 0.5, 0.5]
-        return cls(tower, adapter, tower.config.image_size, said.get("image_mean", half), said.get("image_std", half))
+        return cls(tower, adapter, said.get("image_mean", half), said.get("image_std", half))
+
+    def positions(self, width: int, height: int) -> int:
+        """The same for every image: its patches, shuffled into fewer by the adapter."""
+        del width, height
+        patches = int(self._side // self.tower.config.patch_size) ** 2
+        return patches // int(getattr(self.adapter, "pixel_shuffle_factor", 1)) ** 2
 
     def pixels(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
         """(B, 3, S, S)."""
@@ -150,6 +170,11 @@ class QwenVision(nn.Module):
             temporal_patch_size=config.temporal_patch_size,
             merge_size=config.spatial_merge_size,
         )
+
+    def positions(self, width: int, height: int) -> int:
+        """Its patches at the nearest size that they make up, merged. ValueError: longer than 200 times its width."""
+        patches = int(self._processor.get_number_of_image_patches(height, width))
+        return patches // int(self.tower.config.spatial_merge_size) ** 2
 
     def pixels(self, images: Sequence[NDArray[np.uint8]]) -> PatchedImages:
         """Each image at the nearest size that whole patches make up."""

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from core.errors import ConfigError, FatalError
 from core.models.denoiser import TrainableDenoiser
-from core.objectives import denoising, grounding
+from core.objectives import grounding, weighed
 from core.training.batches import Batch
 from core.training.checkpoint import TrainingState, load_latest, save_state
 from core.training.lora import Merged
@@ -38,6 +38,7 @@ from core.training.settings import TrainSettings, dump_settings
 from core.training.sharding import ALONE, Processes, deal_out, put_together, share_of, whole
 from core.training.trainee import Trainee, prepare
 from core.training.window import Window
+from data_contracts import TokenKind
 
 CurvePoint = tuple[int, Mapping[str, float]]
 """Number of updates done, and the means of the metrics since the point before."""
@@ -209,16 +210,15 @@ def batch_loss(model: TrainableDenoiser, batch: Batch, grounding_weight: float) 
     if features_BND is not None and batch.image_index_B is not None:
         features_BND = features_BND[batch.image_index_B]
     hidden_BLD, regions_BLR = model.hidden_and_regions(
-        batch.input_ids_BL, valid_BL=batch.valid_BL, features_BND=features_BND
+        batch.input_ids_BL,
+        valid_BL=batch.valid_BL,
+        features_BND=features_BND,
+        prompt_BL=batch.kinds_BL == TokenKind.PROMPT,
     )
     supervised_BL = batch.weights_BL != 0
-    loss, metrics = denoising(
-        model.logits(hidden_BLD[supervised_BL]),
-        batch.target_ids_BL[supervised_BL],
-        batch.weights_BL[supervised_BL],
-        batch.kinds_BL[supervised_BL],
-        rows=len(batch.input_ids_BL),
-    )
+    weights_N = batch.weights_BL[supervised_BL]
+    losses = model.token_losses(hidden_BLD[supervised_BL], batch.target_ids_BL[supervised_BL], weights_N)
+    loss, metrics = weighed(losses, weights_N, batch.kinds_BL[supervised_BL], rows=len(batch.input_ids_BL))
     if grounding_weight > 0 and regions_BLR is not None and batch.regions_BL is not None:
         region_loss, region_metrics = grounding(regions_BLR, batch.regions_BL)
         loss, metrics = loss + grounding_weight * region_loss, metrics | region_metrics

@@ -16,6 +16,7 @@ FROZEN = ("1 freeze", "2 freeze", "4 freeze", "8 freeze")
 REFINING = ("1 refine", "2 refine", "4 refine", "8 refine", "4+4 refine", "8+4 refine")
 EQUAL_FORWARDS = ("3 freeze", "5 freeze")
 ON_AND_OFF = (*REFINING, "8 freeze")
+BOTH = (*REFINING, *FROZEN)
 
 
 class Arm(Settings):
@@ -104,11 +105,23 @@ CATALOGUE = {
             "all of it": ("all three", "published"),
         },
     ),
+    "E-prefix": Experiment(
+        title="Prompt attention: stage 1 from the same base on the same rows, with the prompt blind to the response",
+        arms={
+            "full": Arm(model="stage 1", settings=BOTH),
+            "prefix": Arm(model="stage 1, prefix attention", settings=BOTH),
+            "full, decoded with prefix": Arm(model="stage 1, switched to prefix attention", settings=BOTH),
+        },
+        contrasts={
+            "prefix attention, trained and decoded": ("prefix", "full"),
+            "prefix attention without the training": ("full, decoded with prefix", "full"),
+        },
+    ),
 }
 
 
-_FOR_FILES = ("adopt", "ingest", "keep_tokenizer", "take")
-"""Stages that experiments, which are about the scene world, have no use for."""
+_FOR_FILES = ("adopt", "ingest", "keep_model", "keep_tokenizer", "switch_attention", "take")
+"""Stages that the experiments' loop, which is about the scene world, has no use for."""
 
 
 def declaration_of(name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from flows.pipeline import control_of
 from flows.self_correction import Round, draft_shards, revise_shards, self_correction
 from tasks.assemble import AssembleConfig, assemble
 from tasks.corrupt import MaskConfig, mask
-from tasks.finetune import FinetuneConfig, finetune
+from tasks.finetune import AttentionConfig, FinetuneConfig, finetune, switch_attention
 from tasks.workplace import Workplace
 
 Model = Ref | PrefectFuture[Ref]
@@ -62,6 +62,8 @@ class Lab:
         if ", lr " in name:
             kind, rate = name.split(", lr ")
             return self._at_rate(float(rate)).model(kind)
+        if name.endswith("prefix attention"):
+            return self._with_prefix_attention(name)
         match name:
             case "base":
                 return self.ground.base
@@ -95,6 +97,14 @@ class Lab:
             "full loss": (published, "full"),
             "full loss, error-free kept": (published, "response"),
         }
+
+    def _with_prefix_attention(self, name: str) -> Model:
+        """Stage 1 with a prompt that does not attend to the response: trained so, or switched to it afterwards."""
+        switched = name == "stage 1, switched to prefix attention"
+        known = self.start.model if switched else self.ground.base
+        config = AttentionConfig(prompt_attention="prefix")
+        blind = only(switch_attention.submit(self.place, config, known, parent=self.parent), "prefix attention")
+        return blind if switched else self._train("stage1", self.config.stage1, blind, self.start.rows, offset=0)
 
     def _at_rate(self, lr: float) -> "Lab":
         """A lab whose trainings after the base have another learning rate; one round is enough to compare them."""

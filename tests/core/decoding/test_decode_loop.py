@@ -3,10 +3,9 @@ import polars as pl
 import pytest
 import torch
 
-from core.decoding.loop import Decoded, decode, strategies
-from core.decoding.reading import Whole
+from core.decoding.loop import Decoded
 from core.decoding.settings import DecodeSettings
-from core.decoding.state import blank_canvas
+from core.decoding.strategies import strategies
 from core.decoding.trace import Recorder, replay
 from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
 from core.models.tokenizer import build_word_tokenizer
@@ -31,24 +30,10 @@ SETTINGS = (
 MIXED = [5, 2, 9, 5, 1, 7, 12, 5]
 
 
-def run(model, prompts, name: str, *, features=None, recorder: Recorder | None = None) -> Decoded:
-    schedule, policy = strategies(DecodeSettings.parse(name))
-    tokenizer = model.tokenizer
-    canvas = blank_canvas(
-        prompts,
-        response_length=LENGTH,
-        mask_id=tokenizer.mask_token_id,
-        pad_id=tokenizer.pad_token_id,
-        device=torch.device("cpu"),
-    )
-    return decode(
-        Whole(model=model, features_BND=features),
-        canvas,
-        response_length=LENGTH,
-        schedule=schedule,
-        policy=policy,
-        recorder=recorder,
-    )
+def run(model, prompts, name: str, *, features=None, recorder: Recorder | None = None, streams=None) -> Decoded:
+    chosen = strategies(DecodeSettings.parse(name), model)
+    canvas = chosen.canvas(model, prompts, response_length=LENGTH, streams=streams)
+    return chosen.decode(chosen.reader(model, features), canvas, response_length=LENGTH, recorder=recorder)
 
 
 def some_features(model: TinyDenoiser, rows: int) -> torch.Tensor:
@@ -65,7 +50,7 @@ def test_batched_loop_equals_the_literal_one_step_by_step(name: str) -> None:
     writes = recorder.frame().rename({"new": "token"})
     for row, prompt in enumerate(prompts):
         literal = decode_one(model, prompt, LENGTH, DecodeSettings.parse(name), features[row : row + 1])
-        assert fast.nfe == len(literal.states)
+        assert fast.nfe_B[row] == len(literal.states)
         of_row = writes.filter(pl.col("row") == row).to_dicts()
         for steps, state in enumerate(literal.states, start=1):
             mask = model.tokenizer.mask_token_id
@@ -129,9 +114,9 @@ def test_rows_at_a_fixed_point_leave_the_batch_without_changing_anything() -> No
     model = TinyDenoiser(seed=1, copy=1.0)
     prompts = random_prompts([4] * 12, seed=5)
     decoded = run(model, prompts, "4+12 refine")
-    assert decoded.nfe == 5 + 12
+    assert decoded.nfe_B.tolist() == [5 + 12] * 12
     assert sum(model.rows_seen) == int(decoded.forwards_B.sum())
-    early = decoded.forwards_B < decoded.nfe
+    early = decoded.forwards_B < decoded.nfe_B
     assert early.any(), "no row came to rest: choose another seed"
     assert not early.all(), "every row came to rest: choose another seed"
     assert model.rows_seen == sorted(model.rows_seen, reverse=True)

@@ -1,16 +1,19 @@
+from dataclasses import replace
+
 import torch
 
 from core.decoding.policies import Freeze, Policy, Refine
-from core.decoding.state import Step, View
+from core.decoding.state import Step, View, blank_canvas
 
 MASK = 9
 
 
-def view_of(*, local: int = 0, quota: int = 1) -> View:
+def view_of(*, local: int = 0, extra: bool = False) -> View:
     """One row: three visible tokens, two masks, and a token out of scope."""
+    canvas = blank_canvas([[]], response_length=6, mask_id=MASK, pad_id=8, device=torch.device("cpu"))
     return View(
-        step=Step(index=local, start=0, end=5, quota=quota, local=local, steps=4),
-        ids_BL=torch.tensor([[1, 2, 3, MASK, MASK, 7]]),
+        step=Step(index=local, start=0, end=5, quota=1, local=local, steps=4, extra=extra),
+        canvas=replace(canvas, ids_BL=torch.tensor([[1, 2, 3, MASK, MASK, 7]])),
         masked_BL=torch.tensor([[False, False, False, True, True, False]]),
         visible_BL=torch.tensor([[True, True, True, False, False, False]]),
         predicted_BL=torch.tensor([[4, 4, 4, 4, 4, 7]]),
@@ -47,4 +50,4 @@ def test_start_refines_in_the_last_share_of_the_steps_and_in_extra_steps() -> No
     assert [late.looks(view_of(local=local).step) for local in range(4)] == [False, False, True, True]
     assert act(late, view_of(local=1)) == [1, 2, 3]
     assert act(late, view_of(local=2)) == [4, 4, 4]
-    assert act(late, view_of(local=0, quota=0)) == [4, 4, 4]
+    assert act(late, view_of(local=0, extra=True)) == [4, 4, 4]

@@ -4,17 +4,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.decoding.schedule import ConfidenceSchedule, most_confident
+from core.decoding.schedule import Blocks, ConfidenceSchedule, most_confident
 
 
 def test_remainder_goes_to_the_first_steps() -> None:
-    plan = ConfidenceSchedule(tokens_per_step=3).plan(7)
+    plan = ConfidenceSchedule(blocks=Blocks(tokens_per_step=3)).plan(7)
     assert [step.quota for step in plan] == [3, 2, 2]
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 5), st.none() | st.integers(1, 250))
 def test_every_mask_is_revealed_block_by_block(length: int, pace: int, extra: int, block: int | None) -> None:
-    plan = ConfidenceSchedule(tokens_per_step=pace, extra_steps=extra, block_length=block).plan(length)
+    blocks = Blocks(tokens_per_step=pace, extra_steps=extra, block_length=block)
+    plan = ConfidenceSchedule(blocks=blocks).plan(length)
     assert [step.index for step in plan] == list(range(len(plan)))
     main, last = plan[: len(plan) - extra], plan[len(plan) - extra :]
     assert all((step.start, step.end, step.quota) == (0, length, 0) for step in last)

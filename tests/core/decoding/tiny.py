@@ -27,6 +27,8 @@ class TinyDenoiser(nn.Module):
     `copy` draws visible tokens towards what they are, so that refining comes to rest.
     """
 
+    prompt_attention = "full"
+
     def __init__(self, seed: int = 0, layers: int = 2, copy: float = 0.0) -> None:
         super().__init__()
         self.tokenizer = tiny_tokenizer()
@@ -51,6 +53,14 @@ class TinyDenoiser(nn.Module):
     def device(self) -> torch.device:
         return self.tokens.device
 
+    @property
+    def max_positions(self) -> int:
+        return len(self.places)
+
+    def image_positions(self, width: int, height: int) -> int:
+        del width, height
+        return 0
+
     def pixels(self, images: Sequence[np.ndarray]) -> Tensor:
         self.images_seen += len(images)
         return torch.from_numpy(np.stack([image.reshape(-1, 3)[:4] for image in images])).float()
@@ -58,7 +68,9 @@ class TinyDenoiser(nn.Module):
     def image_features(self, pixels: Tensor) -> Tensor:
         return pixels @ self.pixel
 
-    def hidden(self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Tensor | None) -> Tensor:
+    def hidden(
+        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Tensor | None, prompt_BL: Tensor | None = None
+    ) -> Tensor:
         self.rows_seen.append(len(ids_BL))
         x = self.tokens[ids_BL] + self.places[: ids_BL.shape[1]]
         images = 0

@@ -14,7 +14,7 @@ from core.corruption.settings import MaskSettings, ObjectiveSettings
 from core.decoding.loop import decode
 from core.decoding.policies import Freeze
 from core.decoding.reading import Whole
-from core.decoding.schedule import ConfidenceSchedule
+from core.decoding.schedule import Blocks, ConfidenceSchedule
 from core.decoding.settings import DecodeSettings
 from core.decoding.state import blank_canvas
 from core.drafting import draft
@@ -131,5 +131,5 @@ def test_scores_that_are_no_numbers_stop_the_decoding(folder, value):
     with pytest.raises(InputError, match="not numbers"):
         decode(
             Whole(model=model), canvas, response_length=4,
-            schedule=ConfidenceSchedule(tokens_per_step=2), policy=Freeze(),
+            schedule=ConfidenceSchedule(blocks=Blocks(tokens_per_step=2)), policy=Freeze(),
         )  # fmt: skip

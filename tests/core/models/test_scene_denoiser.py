@@ -73,7 +73,7 @@ def test_block_agrees_with_a_second_implementation():
     x_BTD = torch.randn(3, 11, 32)
     padding_BT = torch.zeros(3, 11, dtype=torch.bool)
     padding_BT[1, 8:] = True
-    ours = block(x_BTD, rotation(4, 7, 8, 50.0), padding_BT)
+    ours = block(x_BTD, rotation(4, 7, 8, 50.0), padding_BT[:, None])
     assert torch.allclose(ours, reference_block(block, x_BTD, padding_BT, 4), atol=1e-5)
 
 

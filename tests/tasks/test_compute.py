@@ -1,0 +1,61 @@
+"""Devices are shared out, and a model stays loaded from shard to shard."""
+
+import pytest
+import torch
+
+from core.config import ComputeSettings
+from core.errors import ConfigError
+from tasks.compute import Models, device_names, shards_at_once
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+
+
+def test_auto_is_every_gpu_and_without_one_the_processor(monkeypatch, gpus):
+    assert device_names(["auto"]) == ["cuda:0", "cuda:1", "cuda:2"]
+    assert device_names(["cuda:2", "cuda", "cuda:0"]) == ["cuda:2", "cuda:0"]
+    assert device_names(["cpu"]) == ["cpu"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert device_names(["auto"]) == ["cpu"]
+
+
+def test_a_device_that_is_not_there_is_an_error(gpus):
+    with pytest.raises(ConfigError, match="cuda:3 is not there: this machine has 3 CUDA devices"):
+        device_names(["cuda:3"])
+    with pytest.raises(ValueError, match="pattern"):
+        ComputeSettings(devices=("gpu",))
+    with pytest.raises(ValueError, match="at least 1"):
+        ComputeSettings(devices=())
+
+
+def test_a_gpu_drafts_one_shard_at_a_time(gpus):
+    assert shards_at_once(["auto"], threads=8, each=4) == 3
+    assert shards_at_once(["cuda:1"], threads=8, each=4) == 1
+    assert shards_at_once(["cpu"], threads=8, each=4) == 2
+
+
+def test_side_by_side_shards_are_on_different_devices(gpus):
+    models = Models()
+    with models.device(["auto"]) as first, models.device(["auto"]) as second:
+        with models.device(["auto"]) as third:
+            assert {first, second, third} == {"cuda:0", "cuda:1", "cuda:2"}
+        with models.device(["auto"]) as again:
+            assert again == third
+
+
+def test_an_idle_model_is_used_again_by_one_at_a_time_and_makes_room_for_another():
+    models, one, two = Models(), object(), object()
+    key, other = ("digest", "auto"), ("digest", "bf16")
+    assert models.take("cpu", key) is None
+    models.keep("cpu", key, one)
+    models.keep("cpu", key, two)
+    assert {models.take("cpu", key), models.take("cpu", key)} == {one, two}
+    assert models.take("cpu", key) is None
+    models.keep("cpu", key, one)
+    assert models.take("cpu", other) is None
+    assert models.take("cpu", key) is None, "forgotten: two models may be too much for the device"
+    models.keep("cpu", key, one)
+    models.forget("cpu")
+    assert models.take("cpu", key) is None
