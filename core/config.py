@@ -20,7 +20,7 @@ from core.models.settings import Dtype, ModelSettings
 from core.settings import Settings
 from core.training.settings import TrainSettings, VisionSettings
 
-PRESETS = ("scenes", "smoke", "real")
+PRESETS = ("scenes", "smoke", "real", "checkpoint")
 
 
 class DataSettings(Settings):
