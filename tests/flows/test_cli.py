@@ -356,6 +356,8 @@ def test_the_length_of_a_response_may_be_called_as_the_published_codes_call_it(s
 
 
 def test_limit_and_data_shortcuts_change_the_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.json").touch()
     seen: list[RunConfig] = []
     monkeypatch.setattr("flows.running.run_loop", lambda config, **_: seen.append(config) or 0)
     arguments = ["run", "--config", "real", "--data", "rows.json", "--images", str(tmp_path), "--limit", "7"]
