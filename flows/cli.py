@@ -181,7 +181,7 @@ def init(file: Path = Path("redraft.toml"), *, preset: str = "scenes") -> int:
     file
         Where; it must not exist yet.
     preset
-        The shipped configuration to start from: scenes, smoke or real.
+        The shipped configuration to start from: scenes, smoke, real or checkpoint.
     """
     from flows.configuring import write_config
 
@@ -206,7 +206,7 @@ def with_config(
     Parameters
     ----------
     config
-        A shipped configuration (scenes, smoke, real) or a TOML file.
+        A shipped configuration (scenes, smoke, real, checkpoint) or a TOML file.
     """
     path = config_path(config)
     if tokens and tokens[0] in _configured_verbs():

@@ -46,11 +46,12 @@ class ModelConfig(Settings):
 
     @classmethod
     def of(cls, config: RunConfig) -> "ModelConfig":
-        """The part of a run's configuration that matters here: of a checkpoint, nothing but which one it is."""
-        checkpoint = config.model.checkpoint
-        if not checkpoint:
-            return cls(model=config.model, seed=config.seed)
-        return cls(model=ModelSettings(checkpoint=checkpoint), seed=0, checkpoint_sha256=checkpoint_digest(checkpoint))
+        """The part of a run's configuration that matters here: sizes and seed are of no matter to a checkpoint."""
+        model = config.model
+        if not model.checkpoint:
+            return cls(model=model, seed=config.seed)
+        given = ModelSettings(checkpoint=model.checkpoint, prompt_attention=model.prompt_attention)
+        return cls(model=given, seed=0, checkpoint_sha256=checkpoint_digest(model.checkpoint))
 
 
 class AttentionConfig(Settings):

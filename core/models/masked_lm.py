@@ -133,9 +133,11 @@ def _split(whole: PreTrainedModel, config: Mapping[str, Any], folder: Path, plac
 def _move(model: nn.Module, placement: Placement) -> None:
     """Each tensor to where it belongs, in place: tied weights stay one."""
     for name, p in model.named_parameters():
-        torch.utils.swap_tensors(p, nn.Parameter(p.to(placement.device_of(name)), requires_grad=p.requires_grad))  # type: ignore[no-untyped-call]  # torch's
+        moved = nn.Parameter(p.to(placement.device_of(name)), requires_grad=p.requires_grad)
+        torch.utils.swap_tensors(p, moved)  # type: ignore[no-untyped-call]  # torch's
     for name, buffer in model.named_buffers():
-        torch.utils.swap_tensors(buffer, buffer.to(placement.device_of(name), copy=True))  # type: ignore[no-untyped-call]  # torch's
+        moved_buffer = buffer.to(placement.device_of(name), copy=True)
+        torch.utils.swap_tensors(buffer, moved_buffer)  # type: ignore[no-untyped-call]  # torch's
 
 
 def encode_masked(language: nn.Module, embeddings_BTD: Tensor, seen: Tensor | None) -> Tensor:
