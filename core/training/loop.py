@@ -130,16 +130,13 @@ def train(
     parts = parts_of(settings.batch_size, micro_batch=settings.micro_batch, rank=processes.rank, world=processes.world)
     torch.set_num_threads(threads)  # and left so: to set it back would change trainings beside this one
     for step in range(first, settings.steps):
-        lr = learning_rate(step, settings)
-        set_learning_rate(optimizers, lr)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        set_learning_rate(optimizers, learning_rate(step, settings))
         measured = [_backward(step_loss, share) for share in _shares(batches, step, parts, settings, grounding_weight)]
         norm = _update(trainee, optimizers, measured, step)
         window.add([metrics for metrics in measured if metrics], {"grad_norm": norm})
         done = step + 1
         if done % settings.log_every == 0 or done == settings.steps:
-            curve.append((done, {**window.means(processes.gather), "lr": lr}))
+            curve.append((done, {**window.means(processes.gather), "lr": learning_rate(step, settings)}))
             window = Window()
             if on_metrics is not None and processes.rank == 0:
                 on_metrics(*curve[-1])
@@ -226,7 +223,7 @@ def batch_loss(model: TrainableDenoiser, batch: Batch, grounding_weight: float) 
 
 
 def _update(trainee: Trainee, optimizers: list[Optimizer], measured: list[dict[str, Tensor]], step: int) -> Tensor:
-    """Update the weights. Returns the norm of the gradient, over all processes."""
+    """Update the weights and drop the gradients. Returns the norm of the gradient, over all processes."""
     settings = trainee.settings
     norm = whole(torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), settings.grad_clip))
     loss = sum(metrics["loss"].item() for metrics in measured if metrics)
@@ -237,6 +234,7 @@ def _update(trainee: Trainee, optimizers: list[Optimizer], measured: list[dict[s
         )
     for optimizer in optimizers:
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return norm
 
 
