@@ -29,11 +29,20 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: install  ## writes tests/results/benchmarks/*.json
+bench: install  ## writes tests/results/benchmarks/*.json, and the README's table from them; wants a machine of its own
 	$(BIN)/python -m tests.benchmarks.bench_drafting --out tests/results/benchmarks/drafting.json
+	$(BIN)/python -m tests.benchmarks.bench_decode --out tests/results/benchmarks/decode.json
 	$(BIN)/python -m tests.benchmarks.bench_pairs --out tests/results/benchmarks/pairs.json
 	$(BIN)/python -m tests.benchmarks.bench_ingest --out tests/results/benchmarks/ingest.json
 	$(BIN)/python -m tests.benchmarks.bench_expert --out tests/results/benchmarks/expert.json
+	$(BIN)/python -m tests.benchmarks.bench_decode --out tests/results/benchmarks/decode.json
+	$(BIN)/python -m tests.benchmarks.bench_prompt_cache --out tests/results/benchmarks/prompt_cache.json
+	$(BIN)/python -m tests.benchmarks.bench_train_step --out tests/results/benchmarks/train_step.json
+	$(BIN)/python -m tests.benchmarks.bench_memory_planner --out tests/results/benchmarks/memory_planner.json
+	$(BIN)/python -m tests.benchmarks.bench_corruption --out tests/results/benchmarks/corruption.json
+	$(BIN)/python -m tests.benchmarks.bench_assembly --out tests/results/benchmarks/assembly.json
+	$(BIN)/python -m tests.benchmarks.bench_reading --out tests/results/benchmarks/reading.json
+	$(BIN)/python -m tests.benchmarks.table --readme README.md
 
 results: install  ## the experiments over three seeds: 40 minutes of processor time a seed, and 20 for RD-15; a seed that is there is not repeated
 	$(BIN)/redraft experiment RD-2 RD-3 RD-5 RD-7 RD-15 --out tests/results/experiments --readme README.md

@@ -20,7 +20,7 @@ from core.models.settings import Dtype, ModelSettings
 from core.settings import Settings
 from core.training.settings import TrainSettings, VisionSettings
 
-PRESETS = ("scenes", "smoke", "real")
+PRESETS = ("scenes", "smoke", "real", "checkpoint")
 
 
 class DataSettings(Settings):
@@ -166,7 +166,7 @@ class ComputeSettings(Settings):
     devices: tuple[DeviceName, ...] = Field(default=("auto",), min_length=1)
     """Where models run, e.g. "cuda:0", "cuda:1"; auto: on every GPU there is, else on the processor."""
     one_model: bool = False
-    """One model in memory at a time, for a GPU that holds no second: no two train, draft or are measured at once."""
+    """One model on a device at a time, for GPUs that hold no second: none is trained or measured beside another."""
 
     @property
     def beside(self) -> int:

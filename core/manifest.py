@@ -117,26 +117,40 @@ def to_parquet(schema: type[Contract], frame: pl.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def from_parquet(schema: type[Contract], data: bytes, name: str) -> pl.DataFrame:
-    """The table in `data`. Raises InputError if the file carries another contract or version."""
+def from_parquet(
+    schema: type[Contract], data: bytes, name: str, *, columns: Sequence[str] | None = None
+) -> pl.DataFrame:
+    """The table in `data`, or `columns` of it. Raises InputError if it carries another contract or version."""
     found = contract_of(io.BytesIO(data))
     if found != (schema.table, schema.version):
         raise InputError(f"{name} holds {found or 'no contract'}, expected {(schema.table, schema.version)}")
-    return pl.read_parquet(io.BytesIO(data))
+    return pl.read_parquet(io.BytesIO(data), columns=None if columns is None else list(columns))
 
 
-def read_parts(store: Store, refs: Ref | Sequence[Ref], schema: type[Contract]) -> Iterator[pl.DataFrame]:
-    """The parts of a table in one or several datasets, one at a time and in order, each checked against its sha256."""
+def read_parts(
+    store: Store, refs: Ref | Sequence[Ref], schema: type[Contract], *, columns: Sequence[str] | None = None
+) -> Iterator[pl.DataFrame]:
+    """The parts of a table in one or several datasets, one at a time and in order, each checked against its sha256.
+
+    `columns`: only these, in this order; None: all.
+    """
     for ref in [refs] if isinstance(refs, Ref) else refs:
         for part in read_manifest(store, ref.uri).parts:
             if part.table == schema.table:
                 path = f"{ref.uri}/{part.path}"
-                yield from_parquet(schema, read_verified(store, path, part.sha256), path)
+                yield from_parquet(schema, read_verified(store, path, part.sha256), path, columns=columns)
 
 
-def read_table(store: Store, refs: Ref | Sequence[Ref], schema: type[Contract]) -> pl.DataFrame:
-    """All rows of a table in one or several datasets, in order. Every part is checked against its sha256."""
-    return pl.concat([schema.create_empty(), *read_parts(store, refs, schema)])
+def read_table(
+    store: Store, refs: Ref | Sequence[Ref], schema: type[Contract], *, columns: Sequence[str] | None = None
+) -> pl.DataFrame:
+    """All rows of a table in one or several datasets, in order. Every part is checked against its sha256.
+
+    `columns`: only these, in this order; None: all.
+    """
+    empty = schema.create_empty()
+    none = empty if columns is None else empty.select(columns)
+    return pl.concat([none, *read_parts(store, refs, schema, columns=columns)])
 
 
 def read_slice(store: Store, ref: Ref, schema: type[Contract], *, start: int, count: int, **where: str) -> pl.DataFrame:

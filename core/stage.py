@@ -32,7 +32,7 @@ from core.manifest import (
     write_manifest,
 )
 from core.settings import Settings
-from core.store import Store, read_verified
+from core.store import Store, check
 from data_contracts import Contract, Rejects, split_rows
 
 OnProgress = Callable[[int, int | None, Mapping[str, float]], None]
@@ -112,9 +112,13 @@ class Output:
         self._add(path, data)
 
     def write_folder(self, folder: Path) -> None:
-        """Write every file of a local folder."""
+        """Write every file of a local folder, which is empty then: weights are moved, not read into memory."""
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            self.write_file(file.relative_to(folder).as_posix(), file.read_bytes())
+            path, size = file.relative_to(folder).as_posix(), file.stat().st_size
+            with file.open("rb") as opened:
+                sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+            self.store.write_from(f"{self.stage.folder}/{path}", file)
+            self.parts.append(Part(path=path, sha256=sha256, bytes=size))
 
     def reject(self, row_id: str, reason: str, detail: str = "", *, failed: bool = False) -> None:
         """Count a row as rejected (it is at fault) or failed (a re-run may succeed) and keep the reason."""
@@ -210,7 +214,7 @@ def intact(store: Store, folder: str) -> Manifest | None:
     try:
         manifest = read_manifest(store, folder)
         for part in manifest.parts:
-            read_verified(store, f"{folder}/{part.path}", part.sha256)
+            check(store, f"{folder}/{part.path}", part.sha256)
     except (StoreError, InputError):  # gone, damaged, or no manifest of this version
         return None
     return manifest

@@ -5,13 +5,19 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
 from core.errors import CorruptPart, InputError, StoreError
+
+_DAMAGED = "is damaged (its sha256 differs); run again to compute it anew"
+_PIECE = 2**20
 
 
 class Store(Protocol):
@@ -29,6 +35,14 @@ class Store(Protocol):
 
     def write(self, path: str, data: bytes) -> None:
         """Write an object. Raises StoreError (with what to do) if the disk is full or the bucket refuses."""
+        ...
+
+    def write_from(self, path: str, file: Path) -> None:
+        """Write an object from a file of this machine, which is gone then. It may be larger than memory. StoreError."""
+        ...
+
+    def sha256(self, path: str) -> str:
+        """sha256 of the object's bytes, read in pieces. Raises StoreError if there is none."""
         ...
 
     def local(self, path: str, sha256: str) -> Path:
@@ -74,13 +88,22 @@ class LocalStore:
 
     def write(self, path: str, data: bytes) -> None:
         """Write to a temporary file beside the target, flush it to the disk, rename."""
+        with self._replacing(path) as temporary:
+            temporary.write_bytes(data)
+
+    def write_from(self, path: str, file: Path) -> None:
+        """Move the file, or copy it from another disk; flushed and renamed as in `write`."""
+        with self._replacing(path) as temporary:
+            shutil.move(file, temporary)
+
+    @contextmanager
+    def _replacing(self, path: str) -> Iterator[Path]:
         target = self._at(path)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.{os.urandom(4).hex()}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
+            yield temporary
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(target)
         except OSError as error:
@@ -88,9 +111,17 @@ class LocalStore:
             hint = "free some space and run again: finished work is kept" if error.errno == errno.ENOSPC else "check it"
             raise StoreError(f"cannot write {target}: {error.strerror}; {hint}") from error
 
+    def sha256(self, path: str) -> str:
+        """sha256 of the file."""
+        try:
+            with self._at(path).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise StoreError(f"cannot read {self._at(path)}: {error.strerror}") from error
+
     def local(self, path: str, sha256: str) -> Path:
         """The object itself."""
-        read_verified(self, path, sha256)
+        check(self, path, sha256)
         return self._at(path)
 
     def list(self, prefix: str) -> list[str]:
@@ -152,14 +183,46 @@ class S3Store:
         except (ClientError, BotoCoreError) as error:
             raise self._error("write", path, error) from error
 
+    def write_from(self, path: str, file: Path) -> None:
+        """One upload, in parts if it is large, checked by its sha256 on the way in."""
+        try:
+            self._client.upload_file(str(file), self.bucket, self._key(path), ExtraArgs={"ChecksumAlgorithm": "SHA256"})
+        except (ClientError, BotoCoreError, Boto3Error) as error:
+            raise self._error("write", path, error) from error
+        file.unlink()
+
+    def sha256(self, path: str) -> str:
+        """sha256 of what the bucket sends."""
+        digest = hashlib.sha256()
+        try:
+            for piece in self._client.get_object(Bucket=self.bucket, Key=self._key(path))["Body"].iter_chunks(_PIECE):
+                digest.update(piece)
+        except (ClientError, BotoCoreError) as error:
+            raise self._error("read", path, error) from error
+        return digest.hexdigest()
+
     def local(self, path: str, sha256: str) -> Path:
         """A cached download; one that is damaged, or of an object that was since computed anew, is replaced."""
         cached = LocalStore(self._cache)
         try:
             return cached.local(path, sha256)
         except StoreError:
-            cached.write(path, read_verified(self, path, sha256))
+            cached.write_from(path, self._downloaded(path))
+        try:
             return cached.local(path, sha256)
+        except CorruptPart as error:
+            raise CorruptPart(f"{path} in {self.uri} {_DAMAGED}") from error
+
+    def _downloaded(self, path: str) -> Path:
+        """A new file in the cache folder."""
+        self._cache.mkdir(parents=True, exist_ok=True)
+        file = self._cache / f".{os.getpid()}.{os.urandom(8).hex()}"
+        try:
+            self._client.download_file(self.bucket, self._key(path), str(file))
+        except (ClientError, BotoCoreError, Boto3Error) as error:
+            file.unlink(missing_ok=True)
+            raise self._error("read", path, error) from error
+        return file
 
     def list(self, prefix: str) -> list[str]:
         """Sorted paths of all objects below `prefix`."""
@@ -212,8 +275,14 @@ def read_verified(store: Store, path: str, sha256: str) -> bytes:
     """The bytes at `path`. Raises CorruptPart if they are not those that `sha256` promises."""
     data = store.read(path)
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise CorruptPart(f"{path} in {store.uri} is damaged (its sha256 differs); run again to compute it anew")
+        raise CorruptPart(f"{path} in {store.uri} {_DAMAGED}")
     return data
+
+
+def check(store: Store, path: str, sha256: str) -> None:
+    """As `read_verified`, for an object that may be larger than memory."""
+    if store.sha256(path) != sha256:
+        raise CorruptPart(f"{path} in {store.uri} {_DAMAGED}")
 
 
 def image_path(sha: str) -> str:

@@ -124,7 +124,9 @@ def experiment(
     out: Path = Path("results/experiments"),
     readme: Path | None = None,
 ) -> int:
-    """Measure experiments (trials, RD-2, RD-3, RD-5, RD-7, RD-15, E-prefix, E-cache) seed by seed; write tables.
+    """Measure experiments seed by seed, and write tables and figures.
+
+    They are trials, RD-2, RD-3, RD-5, RD-7, RD-15, prompt-attention and approximate-decoding.
 
     A seed that is there already, with the same configuration and protocol, is not measured again.
 
@@ -179,7 +181,7 @@ def init(file: Path = Path("redraft.toml"), *, preset: str = "scenes") -> int:
     file
         Where; it must not exist yet.
     preset
-        The shipped configuration to start from: scenes, smoke or real.
+        The shipped configuration to start from: scenes, smoke, real or checkpoint.
     """
     from flows.configuring import write_config
 
@@ -204,7 +206,7 @@ def with_config(
     Parameters
     ----------
     config
-        A shipped configuration (scenes, smoke, real) or a TOML file.
+        A shipped configuration (scenes, smoke, real, checkpoint) or a TOML file.
     """
     path = config_path(config)
     if tokens and tokens[0] in _configured_verbs():
@@ -236,20 +238,15 @@ def _expanded(tokens: tuple[str, ...]) -> list[str]:
 def _settled(config: RunConfig) -> RunConfig:
     """The configuration with absolute paths: servers and tasks may work in other folders, and so may a rerun."""
     data, place = config.data, config.place
-    paths = {"path": _found(data.path), "images": _absolute(data.images)}
+    paths = {"path": _absolute(data.path), "images": _absolute(data.images)}
     places = {"store": _absolute(place.store), "database": _absolute_sqlite(place.database)}
     return config.model_copy(
         update={
             "data": data.model_copy(update=paths),
-            "model": config.model.model_copy(update={"checkpoint": _found(config.model.checkpoint)}),
+            "model": config.model.model_copy(update={"checkpoint": _absolute(config.model.checkpoint)}),
             "place": place.model_copy(update=places),
         }
     )
-
-
-def _found(path: str) -> str:
-    """The path from the root on, if there is such a file or folder: else it may be the name of one in the store."""
-    return _absolute(path) if Path(path).exists() else path
 
 
 def _absolute(path: str) -> str:

@@ -115,6 +115,10 @@ def serve_schedule(config: RunConfig, cron: str) -> int:
 
 def check_before(config: RunConfig) -> None:
     """What can be known before any server is started."""
+    if config.base.steps == 0 and not config.model.checkpoint:
+        raise ConfigError(
+            "base.steps = 0 goes on from a model that was trained before: name its folder with model.checkpoint"
+        )
     if config.model.checkpoint:
         from flows.preflight import check_model
 

@@ -1,5 +1,6 @@
 """The verbs that run one stage of the line on its own, as tasks of a flow, as in a whole run."""
 
+import os
 import shlex
 import sys
 import time
@@ -75,7 +76,9 @@ def _format(config: RunConfig) -> FormatName:
     return "auto" if config.data.source == "scenes" else config.data.source
 
 
-def _in_store(store: Store, name: str, kind: Kind) -> Ref:
+def _in_store(store: Store, path: str, kind: Kind) -> Ref:
+    """The output called `path`, of which the command line may have made a path from the root on."""
+    name = os.path.relpath(path)
     try:
         found = find_ref(store, name)
     except InputError as error:

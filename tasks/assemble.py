@@ -4,7 +4,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from core.corruption.refine import refine_rows
+from core.corruption.refine import draft_columns, refine_rows
 from core.corruption.replay import mix_replay
 from core.corruption.settings import RefineScope, RefineSettings
 from core.manifest import Ref, read_table
@@ -41,7 +41,7 @@ def assemble(
 
     def compute(output: Output) -> None:
         refined = refine_rows(
-            read_table(place.store, drafts, Drafts),
+            read_table(place.store, drafts, Drafts, columns=draft_columns(config.refine)),
             read_table(place.store, revisions, Revisions),
             load_tokenizer(place.local_folder(tokenizer)),
             seed=config.seed,

@@ -38,13 +38,20 @@ class ModelConfig(Settings):
     checkpoint_sha256: str = ""
     """Digest of the user's checkpoint, if the run starts from one."""
 
+    @field_serializer("model")
+    def _keeps_its_key(self, model: ModelSettings) -> dict[str, Any]:
+        """A model that says nothing of its prompt has the key that it had before there was anything to say."""
+        unset = {"prompt_attention"} if model.prompt_attention is None else set[str]()
+        return model.model_dump(mode="json", exclude=unset)
+
     @classmethod
     def of(cls, config: RunConfig) -> "ModelConfig":
-        """The part of a run's configuration that matters here: of a checkpoint, nothing but which one it is."""
-        checkpoint = config.model.checkpoint
-        if not checkpoint:
-            return cls(model=config.model, seed=config.seed)
-        return cls(model=ModelSettings(checkpoint=checkpoint), seed=0, checkpoint_sha256=checkpoint_digest(checkpoint))
+        """The part of a run's configuration that matters here: sizes and seed are of no matter to a checkpoint."""
+        model = config.model
+        if not model.checkpoint:
+            return cls(model=model, seed=config.seed)
+        given = ModelSettings(checkpoint=model.checkpoint, prompt_attention=model.prompt_attention)
+        return cls(model=given, seed=0, checkpoint_sha256=checkpoint_digest(model.checkpoint))
 
 
 class AttentionConfig(Settings):

@@ -24,6 +24,12 @@ _SHARE, _STEP = range(2)
 _PURPOSES = 8
 
 
+def draft_columns(settings: RefineSettings) -> list[str]:
+    """The columns of Drafts that `refine_rows` reads: the largest, `writes`, only where it rebuilds partial states."""
+    writes = ["writes"] if settings.input == "trajectory" else []
+    return ["draft_id", "sample_id", "image_sha", "reference", "prompt_ids", "token_ids", "text", "round", *writes]
+
+
 def refine_rows(
     drafts: pl.DataFrame,
     revisions: pl.DataFrame,
@@ -36,7 +42,8 @@ def refine_rows(
 ) -> Corrupted:
     """Drafts and their Revisions -> `draws` examples a draft (recipe `refine`).
 
-    A row in is a draft, or a revision without one; rejects are those of `core.corruption.revised`.
+    A row in is a draft (its `draft_columns` are enough), or a revision without one; rejects are those of
+    `core.corruption.revised`.
     The target is the expert's text, all end-of-text from its first end-of-text on. Kinds: MASK where the input is
     masked, MISTAKE where it differs from the target, CLEAN elsewhere. t is the share of masked positions.
     Draft [a, blue, ring, EOS], revised to red: target [a, red, ring, EOS], kinds [CLEAN, MISTAKE, CLEAN, CLEAN].

@@ -168,8 +168,9 @@ class _Run:
             part, self._block, self._moved_B = self._whole, block, None
         if step.extra:
             going_B = part.canvas.stop_B >= self._length
-            if self._moved_B is not None:
-                return part.keep(going_B & self._moved_B)
+            moved_B, self._moved_B = self._moved_B, None
+            if moved_B is not None:
+                return part.keep(going_B & moved_B)
             return part if self._stop is None else part.keep(going_B)
         if step.masked is not None and self._sure:
             return replace(part, masked=step.masked * len(part.rows_B))

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 Item = str | int
@@ -65,8 +65,3 @@ def _written_item(item: Item) -> str:
     if isinstance(item, int):
         return str(item)
     return item if _BARE.fullmatch(item) else json.dumps(item, ensure_ascii=False)
-
-
-def changed(values: Iterable[tuple[str, Any, Any]]) -> dict[str, Any]:
-    """Of (name, value, default), those that differ."""
-    return {name: value for name, value, default in values if value != default}

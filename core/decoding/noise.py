@@ -11,9 +11,15 @@ from torch import Tensor
 
 from core.decoding.state import Canvas, Step
 
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
-_SECOND = 0x94D049BB133111EB - (1 << 64)
+
+def signed(bits: int) -> int:
+    """The int64 that has these 64 bits; longer numbers wrap around."""
+    return (bits + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+_GOLDEN = signed(0x9E3779B97F4A7C15)
+_FIRST = signed(0xBF58476D1CE4E5B9)
+_SECOND = signed(0x94D049BB133111EB)
 TOKENS, REVEALS = 0, 1
 """Salts: what the numbers are for."""
 
@@ -34,7 +40,7 @@ def uniforms(keys_N: Tensor, n: int, *, salt: int = 0) -> Tensor:
 
 def position_keys(canvas: Canvas, step: Step) -> Tensor:
     """(B, L) int64: a key for every position of the responses in this step."""
-    of_step_B = _mix(canvas.stream_B + (step.index + 1) * _GOLDEN)
+    of_step_B = _mix(canvas.stream_B + signed((step.index + 1) * _GOLDEN))
     return _mix(of_step_B[:, None] + (canvas.position() + 1) * _GOLDEN)
 
 

@@ -1,6 +1,7 @@
 """How many masks each step of a block reveals: the published plans."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -48,8 +49,7 @@ class DreamTimes:
 
     def rates(self, steps: int) -> tuple[float, ...]:
         """Of what is left, the share that each step reveals; the last one reveals all."""
-        times = torch.linspace(1, self.eps, steps + 1, dtype=torch.float32).tolist()
-        return (*(1 - times[step + 1] / times[step] for step in range(steps - 1)), 1.0)
+        return _dream_rates(steps, self.eps)
 
     def split(self, masks: int, steps: int) -> tuple[int, ...]:
         """E.g. 4 masks in 8 steps: 0, 0, 0, 0, 0, 1, 1, 2; a step may reveal nothing."""
@@ -57,3 +57,9 @@ class DreamTimes:
         for rate in self.rates(steps):
             quotas.append(int((masks - sum(quotas)) * rate))
         return tuple(quotas)
+
+
+@lru_cache
+def _dream_rates(steps: int, eps: float) -> tuple[float, ...]:
+    times = torch.linspace(1, eps, steps + 1, dtype=torch.float32).tolist()
+    return (*(1 - times[step + 1] / times[step] for step in range(steps - 1)), 1.0)

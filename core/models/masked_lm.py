@@ -15,6 +15,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from core.errors import ConfigError, InputError
 from core.models.checkpoint import check_values, listed, open_checkpoint
 from core.models.devices import Placement
+from core.models.key_values import Remembering
 from core.models.pretrained import Layout, PretrainedDenoiser
 from core.models.settings import PromptAttention
 from core.models.special_tokens import set_special_tokens
@@ -47,6 +48,10 @@ class MaskedLMDenoiser(PretrainedDenoiser):
                 "'full', or leave it out"
             )
         super().attend(prompt_attention)
+
+    def remembering(self) -> Remembering:
+        """Not possible: these layers keep no keys and values."""
+        raise ConfigError("a masked language model of transformers keeps no keys and values: decode it without cache=")
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """As transformers writes this model."""
@@ -128,9 +133,11 @@ def _split(whole: PreTrainedModel, config: Mapping[str, Any], folder: Path, plac
 def _move(model: nn.Module, placement: Placement) -> None:
     """Each tensor to where it belongs, in place: tied weights stay one."""
     for name, p in model.named_parameters():
-        torch.utils.swap_tensors(p, nn.Parameter(p.to(placement.device_of(name)), requires_grad=p.requires_grad))  # type: ignore[no-untyped-call]  # torch's
+        moved = nn.Parameter(p.to(placement.device_of(name)), requires_grad=p.requires_grad)
+        torch.utils.swap_tensors(p, moved)  # type: ignore[no-untyped-call]  # torch's
     for name, buffer in model.named_buffers():
-        torch.utils.swap_tensors(buffer, buffer.to(placement.device_of(name), copy=True))  # type: ignore[no-untyped-call]  # torch's
+        moved_buffer = buffer.to(placement.device_of(name), copy=True)
+        torch.utils.swap_tensors(buffer, moved_buffer)  # type: ignore[no-untyped-call]  # torch's
 
 
 def encode_masked(language: nn.Module, embeddings_BTD: Tensor, seen: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.errors import InputError
 from core.models.checkpoint import NameOf, write_checkpoint
+from core.models.key_values import Remembering
 from core.models.merging import ImageFeatures, Merged, merge
 from core.models.prompt_attention import prefix_seen, prompt_attention_of, prompt_needed, with_prompt_attention
 from core.models.settings import PromptAttention
@@ -129,11 +130,9 @@ class PretrainedDenoiser(nn.Module):
                 `prompt_BL`.
         """
         layout = self.layout
-        merged = self._merged(ids_BL, valid_BL, features_BND)
+        merged = self.merged(ids_BL, valid_BL, features_BND)
         hidden_BTD = layout.encode(self.language, merged.embeddings_BTD, self._seen(merged, valid_BL, prompt_BL))
-        if layout.shifted:
-            hidden_BTD = torch.cat([hidden_BTD[:, :1], hidden_BTD[:, :-1]], dim=1)
-        return merged.text_of(hidden_BTD)
+        return merged.text_of(self.aligned(hidden_BTD, hidden_BTD[:, :1]))
 
     def _seen(self, merged: Merged, valid_BL: Tensor, prompt_BL: Tensor | None) -> Tensor | None:
         if self.prompt_attention == "full":
@@ -142,7 +141,8 @@ class PretrainedDenoiser(nn.Module):
         valid_BT = torch.ones_like(response_BT) if merged.valid_BT is None else merged.valid_BT
         return prefix_seen(valid_BT, response_BT)
 
-    def _merged(self, ids_BL: Tensor, valid_BL: Tensor, features_BND: ImageFeatures | None) -> Merged:
+    def merged(self, ids_BL: Tensor, valid_BL: Tensor, features_BND: ImageFeatures | None) -> Merged:
+        """Text and images as one sequence. Raises InputError: see `hidden`."""
         layout = self.layout
         known_BL = ids_BL if layout.placeholder is None else ids_BL.masked_fill(ids_BL == layout.placeholder, 0)
         merged = merge(
@@ -158,6 +158,16 @@ class PretrainedDenoiser(nn.Module):
                 f"{length} positions of text and image, but this model takes at most {layout.max_positions}"
             )
         return merged
+
+    def remembering(self) -> Remembering:
+        """Itself, as what can run some of its positions."""
+        from core.models.pretrained_memory import PretrainedMemory
+
+        return PretrainedMemory(model=self)
+
+    def aligned(self, hidden_BTD: Tensor, before_B1D: Tensor) -> Tensor:
+        """Hidden states where the logits of their own tokens are read from."""
+        return torch.cat([before_B1D, hidden_BTD[:, :-1]], dim=1) if self.layout.shifted else hidden_BTD
 
     def hidden_and_regions(
         self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: ImageFeatures | None, prompt_BL: Tensor | None = None

@@ -7,12 +7,16 @@ gradients the same sums are done in place and with the fused kernel: 1.3 to 1.4 
 Shapes: B rows, T positions (image, then text), Q = T or 1 queries, D hidden size, H heads, E = D / H, P = E / 2 pairs.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 EPSILON = 1e-6
+
+Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(keys, values) of some positions, (B, H, T, E) -> those of all positions that they see."""
 
 
 class UnitRms(torch.autograd.Function):
@@ -81,11 +85,21 @@ class Block(nn.Module):
         self.mlp_in = nn.Linear(hidden_size, mlp_ratio * hidden_size)
         self.mlp_out = nn.Linear(mlp_ratio * hidden_size, hidden_size)
 
-    def forward(self, x_BTD: Tensor, rotation_TP: Tensor, barred_BQT: Tensor | None) -> Tensor:
-        """`barred_BQT` is True where a query may not attend to a key, Q = 1 for all queries alike; None: nowhere."""
+    def forward(
+        self, x_BTD: Tensor, rotation_TP: Tensor, barred_BQT: Tensor | None, keep: Keep | None = None
+    ) -> Tensor:
+        """`barred_BQT` is True where a query may not attend to a key, Q = 1 for all queries alike; None: nowhere.
+
+        keep: without gradients alone: takes the keys and values of these positions, and gives all that they attend to.
+        """
         learning = torch.is_grad_enabled()
-        attend = self._attend if learning else self._attend_without_gradients
-        x_BTD = x_BTD + self.attention_out(attend(self.attention_norm(x_BTD), rotation_TP, barred_BQT))
+        normed_BTD = self.attention_norm(x_BTD)
+        attended_BTD = (
+            self._attend(normed_BTD, rotation_TP, barred_BQT)
+            if learning
+            else self._attend_without_gradients(normed_BTD, rotation_TP, barred_BQT, keep)
+        )
+        x_BTD = x_BTD + self.attention_out(attended_BTD)
         inner: Tensor = self.mlp_in(self.mlp_norm(x_BTD))
         inner = SquaredRelu.apply(inner) if learning else inner.relu_().square_()  # type: ignore[no-untyped-call]
         out_BTD: Tensor = x_BTD + self.mlp_out(inner)
@@ -107,7 +121,9 @@ class Block(nn.Module):
         mixed_BHTE: Tensor = scores_BHTT.softmax(-1) @ v_1BHTE[0]
         return mixed_BHTE.transpose(1, 2).reshape(b, t, d)
 
-    def _attend_without_gradients(self, x_BTD: Tensor, rotation_TP: Tensor, barred_BQT: Tensor | None) -> Tensor:
+    def _attend_without_gradients(
+        self, x_BTD: Tensor, rotation_TP: Tensor, barred_BQT: Tensor | None, keep: Keep | None
+    ) -> Tensor:
         b, t, d = x_BTD.shape
         e = d // self.heads
         qkv_BT3HE = self.qkv(x_BTD).view(b, t, 3, self.heads, e)
@@ -115,10 +131,11 @@ class Block(nn.Module):
         inverse_BT2H1 = ((qk_BT2HE * qk_BT2HE).sum(-1, keepdim=True) / e).add_(EPSILON).rsqrt_()
         inverse_BT2H1[:, :, 0] *= (self.query_scale * e**-0.5)[:, None]
         pairs_BT2HP = torch.view_as_complex((qk_BT2HE * inverse_BT2H1).view(b, t, 2, self.heads, e // 2, 2))
-        turned_BT2HE = torch.view_as_real(pairs_BT2HP * rotation_TP[:, None, None]).flatten(-2)
+        turned_BT2HE = torch.view_as_real(pairs_BT2HP * rotation_TP[..., None, None, :]).flatten(-2)
         q_BHTE, k_BHTE = (turned_BT2HE[:, :, i].transpose(1, 2) for i in range(2))
+        v_BHTE = v_BTHE.transpose(1, 2)
+        if keep is not None:
+            k_BHTE, v_BHTE = keep(k_BHTE, v_BHTE)
         seen = None if barred_BQT is None else ~barred_BQT[:, None]
-        mixed_BHTE = nn.functional.scaled_dot_product_attention(
-            q_BHTE, k_BHTE, v_BTHE.transpose(1, 2), attn_mask=seen, scale=1.0
-        )
+        mixed_BHTE = nn.functional.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, attn_mask=seen, scale=1.0)
         return mixed_BHTE.transpose(1, 2).reshape(b, t, d)

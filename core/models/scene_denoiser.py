@@ -21,6 +21,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from core.errors import ConfigError, InputError
 from core.models.devices import Placement
+from core.models.key_values import Remembering
 from core.models.prompt_attention import KEY, prefix_seen, prompt_attention_of, prompt_needed
 from core.models.scene_blocks import Block, rotation
 from core.models.settings import PromptAttention
@@ -206,11 +207,15 @@ class SceneDenoiser(PreTrainedModel):  # type: ignore[no-untyped-call]  # transf
         Raises:
             InputError: more text than the model takes; prefix attention without `prompt_BL`.
         """
-        rows = len(ids_BL) if torch.is_grad_enabled() or self.device.type != "cpu" else _CACHED_ROWS
+        rows = self.rows_together(len(ids_BL))
         ids, valid = torch.split(ids_BL, rows), torch.split(valid_BL, rows)
         features = [None] * len(ids) if features_BND is None else torch.split(features_BND, rows)
         prompts = [None] * len(ids) if prompt_BL is None else torch.split(prompt_BL, rows)
         return torch.cat([self._encode(*part)[0] for part in zip(ids, valid, features, prompts, strict=True)])
+
+    def rows_together(self, rows: int) -> int:
+        """How many of a batch's rows are run at a time."""
+        return rows if torch.is_grad_enabled() or self.device.type != "cpu" else _CACHED_ROWS
 
     def hidden_and_regions(
         self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Tensor | None, prompt_BL: Tensor | None = None
@@ -222,23 +227,36 @@ class SceneDenoiser(PreTrainedModel):  # type: ignore[no-untyped-call]  # transf
     def _encode(
         self, ids_BL: Tensor, valid_BL: Tensor, features_BND: Tensor | None, prompt_BL: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        length = ids_BL.shape[1]
-        if length > self.config.max_length:
-            raise InputError(f"{length} text tokens, but this model takes at most {self.config.max_length}")
-        x_BTD = self.token_embedding(ids_BL) + (self.text_position[:length] + self.text_type)
-        images = 0
-        if features_BND is not None:
-            images = features_BND.shape[1]
-            x_BTD = torch.cat([features_BND, x_BTD], 1)
+        x_BTD, images = self.embedded(ids_BL, features_BND)
         barred_BQT = self._barred(valid_BL, prompt_BL, images)
-        pairs = self.config.hidden_size // self.config.num_attention_heads // 2
-        rotation_TP = rotation(images, length, pairs, self.config.rope_base).to(x_BTD.device)
+        rotation_TP = self.rotation(images, ids_BL.shape[1])
         early_BTD = x_BTD
         for depth, block in enumerate(self.blocks, start=1):
             x_BTD = block(x_BTD, rotation_TP, barred_BQT)
             if depth <= self.config.region_layer:
                 early_BTD = x_BTD
         return self.final_norm(x_BTD[:, images:]), early_BTD[:, images:]
+
+    def embedded(self, ids_BL: Tensor, features_BND: Tensor | None) -> tuple[Tensor, int]:
+        """What the first block reads, (B, T, D), and how many of its positions are the image's, which come first."""
+        length = ids_BL.shape[1]
+        if length > self.config.max_length:
+            raise InputError(f"{length} text tokens, but this model takes at most {self.config.max_length}")
+        x_BTD = self.token_embedding(ids_BL) + (self.text_position[:length] + self.text_type)
+        if features_BND is None:
+            return x_BTD, 0
+        return torch.cat([features_BND, x_BTD], 1), features_BND.shape[1]
+
+    def rotation(self, images: int, length: int) -> Tensor:
+        """See scene_blocks."""
+        pairs = self.config.hidden_size // self.config.num_attention_heads // 2
+        return rotation(images, length, pairs, self.config.rope_base).to(self.device)
+
+    def remembering(self) -> Remembering:
+        """Itself, as what can run some of its positions."""
+        from core.models.scene_memory import SceneMemory
+
+        return SceneMemory(model=self)
 
     def _barred(self, valid_BL: Tensor, prompt_BL: Tensor | None, images: int) -> Tensor | None:
         """See Block: the padding, for all queries alike; with prefix attention also the response, for the prompt."""

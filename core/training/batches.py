@@ -5,6 +5,7 @@ Shapes: N rows of the dataset, B rows of a batch, L tokens of its longest row, U
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Self
@@ -24,6 +25,7 @@ from data_contracts import TokenKind
 
 LoadImage = Callable[[str], NDArray[np.uint8]]
 Preprocess = Callable[[Sequence[NDArray[np.uint8]]], Pixels]
+_DECODERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +118,21 @@ class ImageCache:
         self._load, self._max_bytes, self._bytes = load_image, max_bytes, 0
         self._images: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
 
+    def several(self, shas: Sequence[str]) -> list[NDArray[np.uint8]]:
+        """Different images, those that are missing decoded by several threads: decoders release Python's lock."""
+        missing = [sha for sha in shas if sha not in self._images]
+        with ThreadPoolExecutor(_DECODERS, "images") as threads:
+            loaded = dict(zip(missing, threads.map(self._load, missing), strict=True))
+        return [self._keep(sha, loaded.get(sha)) for sha in shas]
+
     def __call__(self, sha: str) -> NDArray[np.uint8]:
         """The image of uint8 H x W x 3."""
+        return self._keep(sha, None)
+
+    def _keep(self, sha: str, loaded: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+        """The image, which becomes the most recently used; `loaded`: what was just decoded."""
         if sha not in self._images:
-            self._images[sha] = self._load(sha)
+            self._images[sha] = self._load(sha) if loaded is None else loaded
             self._bytes += self._images[sha].nbytes
         self._images.move_to_end(sha)
         image = self._images[sha]
@@ -224,7 +237,7 @@ class Examples:
             return None, None
         place: dict[str, int] = {}
         index = [place.setdefault(self._sha_N[row], len(place)) for row in rows]
-        pixels = self._preprocess([self._load(sha) for sha in place])
+        pixels = self._preprocess(self._load.several(list(place)))
         return pixels, torch.tensor(index, device=pixels.device)
 
 

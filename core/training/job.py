@@ -7,8 +7,10 @@ import polars as pl
 from core.corruption.settings import ObjectiveSettings
 from core.models.denoiser import load_denoiser, save_denoiser
 from core.settings import Settings
+from core.training.ahead import Ahead
 from core.training.batches import LoadImage, TrainingBatches
 from core.training.loop import OnMetrics, TrainResult, train
+from core.training.parts import parts_of
 from core.training.settings import TrainSettings
 from core.training.sharding import ALONE, Processes
 
@@ -53,17 +55,21 @@ def train_here(
         objective=job.objective,
         bucket=settings.bucket,
     )
-    result = train(
-        denoiser,
-        batches,
-        settings,
-        grounding_weight=job.objective.grounding_weight,
-        seed=job.seed,
-        threads=job.threads,
-        processes=processes,
-        checkpoint_dir=job.work / STEPS,
-        on_metrics=on_metrics,
-    )
+    micro, size = settings.micro_batch, settings.batch_size
+    parts = parts_of(size, micro_batch=micro, rank=processes.rank, world=processes.world)
+    whole = len(parts) == 1 and len(parts[0].places) == size
+    with Ahead(batches, steps=settings.steps, parts=() if whole else parts) as prepared:
+        result = train(
+            denoiser,
+            prepared,
+            settings,
+            grounding_weight=job.objective.grounding_weight,
+            seed=job.seed,
+            threads=job.threads,
+            processes=processes,
+            checkpoint_dir=job.work / STEPS,
+            on_metrics=on_metrics,
+        )
     if processes.rank == 0:
         save_denoiser(denoiser, job.work / MODEL)
         if result.adapter is not None:

@@ -1,7 +1,7 @@
 """How much memory a training is going to take, and what would make it fit, before it starts.
 
 The step itself is run, on tensors that have sizes and no content (torch's FakeTensorMode): every layer, adapter,
-checkpoint of activations and cast to bf16 is the one of the training, and the sizes of all tensors that are alive at the
+checkpoint of activations and cast to bf16 is that of the training, and the sizes of all tensors that are alive at the
 same time are added up. What kernels take for themselves, allocators keep, and the data take is not in it.
 
 Shapes: B rows computed at once, L text tokens, F image features of a row, T tiles, N supervised tokens, D hidden size.

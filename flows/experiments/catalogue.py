@@ -19,6 +19,15 @@ ON_AND_OFF = (*REFINING, "8 freeze")
 BOTH = (*REFINING, *FROZEN)
 
 
+def _in_blocks(*paces: str, options: str = "") -> tuple[str, ...]:
+    """With and without refining, in blocks of a third of the response."""
+    return tuple(f"{pace} {policy} block_length=16{options}" for policy in ("refine", "freeze") for pace in paces)
+
+
+def _cache(kind: str, refresh: int) -> str:
+    return f" cache={kind}" + (f" refresh={refresh}" if refresh > 1 else "")
+
+
 class Arm(Settings):
     """A model of the lab (a recipe of `flows.experiments.lab`) and the decoder settings that it is measured in."""
 
@@ -36,6 +45,8 @@ class Experiment(Settings):
     """Keys of the configuration that the arms set themselves: what they are in the configuration does not matter."""
     contrasts: dict[str, tuple[str, str]] = Field(default_factory=dict)
     """What is told of pairs of arms: the first one's score above the second one's."""
+    about: Literal["training", "decoding"] = "training"
+    """What its arms differ in, and so what its table tells of: quality by pace, or quality by cost."""
 
 
 RATES = ("5e-4", "1e-3", "2e-3", "4e-3")
@@ -105,7 +116,7 @@ CATALOGUE = {
             "all of it": ("all three", "published"),
         },
     ),
-    "E-prefix": Experiment(
+    "prompt-attention": Experiment(
         title="Prompt attention: stage 1 from the same base on the same rows, with the prompt blind to the response",
         arms={
             "full": Arm(model="stage 1", settings=BOTH),
@@ -115,6 +126,30 @@ CATALOGUE = {
         contrasts={
             "prefix attention, trained and decoded": ("prefix", "full"),
             "prefix attention without the training": ("full, decoded with prefix", "full"),
+        },
+    ),
+    "approximate-decoding": Experiment(
+        title="Approximate decoding of the trained model: stale keys and values, and revealing by confidence",
+        about="decoding",
+        arms={
+            "exact": Arm(model="round 2", settings=_in_blocks("1", "2", "4")),
+            **{
+                f"{cache} cache, refresh {refresh}": Arm(
+                    model="round 2",
+                    settings=_in_blocks("2", "4", options=_cache(cache, refresh)),
+                )
+                for cache in ("prefix", "dual")
+                for refresh in (1, 2, 4, 8)
+            },
+            **{
+                f"threshold {threshold}": Arm(
+                    model="round 2", settings=_in_blocks("1", options=f" threshold={threshold}")
+                )
+                for threshold in (0.5, 0.7, 0.9, 0.95)
+            },
+            "threshold 0.9, dual cache, refresh 4": Arm(
+                model="round 2", settings=_in_blocks("1", options=" threshold=0.9 cache=dual refresh=4")
+            ),
         },
     ),
 }
@@ -133,7 +168,7 @@ def declaration_of(name: str) -> dict[str, Any]:
     ]
     versions = {stage: version for stage, version in VERSIONS.items() if stage not in _FOR_FILES}
     return {
-        **CATALOGUE[name].model_dump(mode="json", exclude={"sets", "contrasts"}),
+        **CATALOGUE[name].model_dump(mode="json", exclude={"sets", "contrasts", "about"}),
         "claims": claims,
         "versions": versions,
     }

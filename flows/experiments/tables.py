@@ -144,7 +144,8 @@ def report(measured: list[Measured]) -> str:
     ]
     for one in measured:
         seeds = ", ".join(map(str, one.seeds))
-        parts.append(f"## {one.name}: {CATALOGUE[one.name].title}\n\nSeeds {seeds}.\n\n{table(one, intervals=True)}\n")
+        told = costs_table(one) if CATALOGUE[one.name].about == "decoding" else table(one, intervals=True)
+        parts.append(f"## {one.name}: {CATALOGUE[one.name].title}\n\nSeeds {seeds}.\n\n{told}\n")
         if CATALOGUE[one.name].contrasts:
             parts.append(f"What each part adds, in points of score:\n\n{contrasts_table(one)}\n")
     parts.append(f"## Claims\n\n{claims_table(measured)}\n")
@@ -175,6 +176,28 @@ def table(one: Measured, *, intervals: bool) -> str:
         steps = one.rows[next(iter(cells.values()))][0]["train_steps"]
         texts = [_cell(one, cells[column], intervals=intervals) if column in cells else "" for column in columns]
         lines.append(f"| {arm} | {'off' if policy == 'freeze' else 'on'} | {steps:,} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def costs_table(one: Measured) -> str:
+    """Arms and settings by what they cost.
+
+    Positions are those that go through the network for a response of 48 tokens after a prompt of 3,400, by the plan;
+    where a row may be done before its plan, they are not known beforehand.
+    """
+    from core.decoding.costs import positions_run  # loads torch
+    from core.decoding.settings import DecodeSettings
+
+    lines = [
+        "| arm | setting | score | forwards | seconds | positions, after 3,400 |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for arm, setting in one.rows:
+        settings = DecodeSettings.parse(setting)
+        positions = "" if settings.threshold else f"{positions_run(settings, response_length=48, before=3400):,}"
+        forwards, seconds = (one.mean(arm, setting, field) for field in ("nfe", "seconds"))
+        score = _cell(one, (arm, setting), intervals=True)
+        lines.append(f"| {arm} | {setting} | {score} | {forwards:.1f} | {seconds:.1f} | {positions} |")
     return "\n".join(lines)
 
 

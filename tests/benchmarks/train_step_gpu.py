@@ -7,14 +7,13 @@ head counts for the supervised positions alone; attention, adapters and what is 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from core.training.loop import batch_loss
-from core.training.lora import Adapters
-from core.training.settings import LoraSettings
+from core.training.settings import LoraSettings, TrainSettings
+from core.training.trainee import prepare
 from tests.benchmarks.record import Ratio, alternate
 from tests.benchmarks.training_step import SHAPE_8B, Shape, batch, denoiser, parts
 
@@ -38,12 +37,10 @@ def measure(repeats: int, case: GpuCase = GpuCase()) -> tuple[dict[str, Any], li
     """Seconds and peak bytes, and the shares of the rate of matrix products that forward and step reach."""
     rate = matmul_rate(case, repeats)
     model: Any = denoiser(case.shape, device=case.device, dtype=torch.bfloat16)
-    Adapters(model, LoraSettings(rank=case.rank), seed=0)
-    for name, p in model.named_parameters():
-        p.requires_grad_("lora_" in name)
-    if case.checkpointing:
-        model.language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()
+    settings = TrainSettings(
+        lora=LoraSettings(rank=case.rank), precision="bf16", gradient_checkpointing=case.checkpointing
+    )
+    trainee = prepare(model, settings, seed=0)
     positions = case.prompt + case.response
     whole = batch(
         case.shape,
@@ -55,14 +52,16 @@ def measure(repeats: int, case: GpuCase = GpuCase()) -> tuple[dict[str, Any], li
     )
 
     def forward() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), trainee.computing():
             for part in parts(whole, case.at_once):
                 batch_loss(model, part, 0.0)
         wait(case.device)
 
     def step() -> None:
         for part in parts(whole, case.at_once):
-            cast(Tensor, batch_loss(model, part, 0.0)[0]).backward()
+            with trainee.computing():
+                loss, _ = batch_loss(model, part, 0.0)
+            loss.backward()
         model.zero_grad(set_to_none=True)
         wait(case.device)
 

@@ -151,3 +151,28 @@ def test_answers_are_the_texts_of_the_drafts() -> None:
     answered = answer(TinyDenoiser(), samples, SETTINGS, load_image=load_image, response_length=LENGTH, batch_size=4)
     assert answered.answers.schema == ANSWER_COLUMNS
     assert_frame_equal(answered.answers, draft_all(samples).drafts.select(*ANSWER_COLUMNS))
+
+
+def test_what_a_draft_was_given_and_how_many_forwards_it_took_are_told() -> None:
+    early, given, guided = (
+        DecodeSettings.parse(name)
+        for name in ("1 freeze threshold=0.9", "4 refine beginning=w01,w02 suffix=w03", "5 freeze cfg_scale=1.0")
+    )
+    model = TinyDenoiser()
+    drafted = draft(
+        model, samples_of(), [early, given, guided], load_image=load_image, response_length=LENGTH, batch_size=4,
+        round_index=0, model_digest="digest", trace_samples=2,
+    )  # fmt: skip
+    Traces.validate(drafted.traces)
+    for row in Drafts.validate(drafted.drafts).to_dicts():
+        start, end = (
+            replay(row["writes"], response_length=LENGTH, mask_id=model.tokenizer.mask_token_id, steps=steps).tolist()
+            for steps in (0, None)
+        )
+        assert end == row["token_ids"]
+        blank = [model.tokenizer.mask_token_id] * LENGTH
+        assert start == ([1, 2, *blank[3:], 3] if row["setting"] == given.name else blank)
+    nfe = {name: part["nfe"] for (name,), part in drafted.drafts.partition_by("setting", as_dict=True).items()}
+    assert nfe[guided.name].to_list() == [2 * 3] * N
+    assert nfe[early.name].n_unique() > 1, "rows are done at their own time"
+    assert nfe[early.name].max() <= LENGTH

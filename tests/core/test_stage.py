@@ -60,6 +60,14 @@ def runner(store, claims, tmp_path):
 STAGE = Stage(name="synth", version=1, config=Config())
 
 
+def test_some_columns_of_a_table_can_be_read_alone(runner, store):
+    ref = runner(STAGE).ref
+    columns = ["reference", "sample_id"]
+    whole = read_table(store, ref, Samples)
+    assert read_table(store, ref, Samples, columns=columns).equals(whole.select(columns))
+    assert read_table(store, [], Samples, columns=columns).schema == whole.select(columns).schema
+
+
 def test_a_stage_is_computed_once(runner, store):
     first, second = runner(STAGE), runner(STAGE)
     assert (first.cached, second.cached) == (False, True)

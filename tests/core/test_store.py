@@ -32,6 +32,18 @@ def test_objects_round_trip(store):
     assert not store.exists("datasets/b/part.bin")
 
 
+def test_a_file_is_moved_in_as_an_object(store, tmp_path):
+    data = bytes(range(256)) * 50_000  # more than one part of an upload, and than one piece of a reading
+    store.write("checkpoints/a/model", b"before")
+    file = tmp_path / "weights"
+    file.write_bytes(data)
+    store.write_from("checkpoints/a/model", file)
+    assert not file.exists()
+    assert store.list("checkpoints") == ["checkpoints/a/model"]
+    assert store.sha256("checkpoints/a/model") == hashlib.sha256(data).hexdigest()
+    assert store.local("checkpoints/a/model", hashlib.sha256(data).hexdigest()).read_bytes() == data
+
+
 def test_folders_list_move_and_delete_without_touching_neighbours(store):
     for path in ("d/x/1", "d/x/deep/2", "d/xy/3"):
         store.write(path, path.encode())
@@ -47,6 +59,10 @@ def test_folders_list_move_and_delete_without_touching_neighbours(store):
 def test_reading_what_is_not_there_is_a_store_error(store):
     with pytest.raises(StoreError, match="missing"):
         store.read("missing")
+    with pytest.raises(StoreError, match="missing"):
+        store.sha256("missing")
+    with pytest.raises(StoreError, match="missing"):
+        store.local("missing", "0" * 64)
 
 
 def test_a_path_cannot_leave_the_store(store):

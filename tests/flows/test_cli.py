@@ -37,6 +37,7 @@ def test_help_names_every_verb(tmp_path):
         "run",
         "ingest",
         "pair",
+        "draft",
         "export",
         "tokens",
         "rerun",
@@ -81,6 +82,8 @@ def leaves(model: BaseModel, prefix: str = "") -> list[tuple[str, object]]:
 
 
 _CHOICES = {
+    "draft.dtype": "bf16",
+    "compute.devices": ["cpu"],
     "data.source": "llava", "pair.by": "expert", "model.tokenizer": "bpe",
     "vision.optimizer": "adamw", "base.optimizer": "adamw", "stage1.optimizer": "adamw",
     "stage2.optimizer": "adamw", "control.optimizer": "adamw", "mask.t_sampling": "iid", "revision.t_sampling": "iid",
@@ -92,6 +95,8 @@ _CHOICES = {
     "expert.max_tokens_total": 9, "expert.max_requests": 9, "expert.image_max_side": 99, "expert.image_max_bytes": 9999,
     "rounds.promote_on": "3 refine", "pair.kinds": ["place"],
     "draft.settings": ["3 refine"], "evaluate.settings": ["3 freeze"],
+    "model.prompt_attention": "prefix", "draft.dtype": "bf16", "compute.devices": ["cpu"],
+    "base.precision": "bf16", "stage1.precision": "bf16", "stage2.precision": "bf16", "control.precision": "bf16",
 }  # fmt: skip
 
 
@@ -114,6 +119,8 @@ def changed(key: str, value: object) -> object:
 
 
 def test_every_key_of_a_file_takes_effect(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").touch()  # what data.path and model.checkpoint name; else they may be names in the store
     wanted = {key: changed(key, value) for key, value in leaves(RunConfig())}
     tables: dict[str, list[str]] = {}
     for key, value in wanted.items():
@@ -315,6 +322,8 @@ def test_every_verb_gets_absolute_paths(verb, target, tmp_path, monkeypatch):
     seen: list[RunConfig] = []
     monkeypatch.setattr(target, lambda config, *_, **__: seen.append(config) or 0)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.json").touch()  # what is no file or folder may be a name in the store
+    (tmp_path / "model").mkdir()
     given = {
         "data.path": ("rows.json", f"{tmp_path}/rows.json"),
         "data.images": ("../pictures", f"{tmp_path.parent}/pictures"),
@@ -350,6 +359,8 @@ def test_the_length_of_a_response_may_be_called_as_the_published_codes_call_it(s
 
 
 def test_limit_and_data_shortcuts_change_the_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.json").touch()
     seen: list[RunConfig] = []
     monkeypatch.setattr("flows.running.run_loop", lambda config, **_: seen.append(config) or 0)
     arguments = ["run", "--config", "real", "--data", "rows.json", "--images", str(tmp_path), "--limit", "7"]

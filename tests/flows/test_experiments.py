@@ -189,3 +189,15 @@ def test_contrasts_are_differences_of_two_arms_with_their_intervals(tmp_path):
     text = report([load(tmp_path, "RD-15")])
     assert "| all of it | +7.5 [+7.5, +7.5] |" in text
     assert "| loss over the whole response |  |" in text, "an arm that is missing leaves its cell empty"
+
+
+def test_an_experiment_about_decoding_is_told_by_what_its_settings_cost(tmp_path):
+    costs = {"nfe": 24.0, "seconds": 2.5, "tokens_per_step": 2, "policy": "refine", "scores": [40.0] * SCENES}
+    settings = ("2 refine block_length=16", "2 refine block_length=16 cache=dual refresh=8", "1 refine threshold=0.9")
+    rows = [{**rd2(1)[0], **costs, "arm": arm, "setting": name} for arm, name in zip("abc", settings, strict=True)]
+    write_seed(tmp_path, "approximate-decoding", 1, rows)
+    text = report([load(tmp_path, "approximate-decoding")])
+    exact, stale, threshold = (lines_of(text, f"| {name} |")[0].split(" | ") for name in settings)
+    assert exact[3:5] == stale[3:5] == ["24.0", "2.5"]
+    assert [row[5].removesuffix(" |") for row in (exact, stale)] == [f"{24 * 3448:,}", f"{3 * 3448 + 21 * 16:,}"]
+    assert threshold[5].strip(" |") == "", "how many steps a row takes is not known beforehand"

@@ -144,6 +144,23 @@ def test_an_experiment_takes_what_a_run_has_made_and_gives_a_row_an_arm_and_sett
     )
 
 
+def test_stage_one_can_be_trained_with_a_prompt_that_is_blind_to_the_response(finished, config, place):
+    before = manifests(place)
+    values = {"config": config.model_dump(mode="json"), "place": place.model_dump(mode="json")}
+    state = measure_seed(**values, run="smoke-prompt-attention", experiments=["prompt-attention"], return_state=True)
+    assert state.is_completed(), state.message
+    added = [manifest.producer.stage for folder, manifest in manifests(place).items() if folder not in before]
+    assert Counter(added) == {"switch_attention": 2, "finetune": 1, "evaluate": 3}
+    _, found = state.result()
+    models = {row["arm"]: (row["train_steps"], row["model_digest"]) for row in found["prompt-attention"]}
+    assert {steps for steps, _ in models.values()} == {90}
+    assert len({digest for _, digest in models.values()}) == 3
+    asked = {arm: one.settings for arm, one in CATALOGUE["prompt-attention"].arms.items()}
+    assert [(row["arm"], row["setting"]) for row in found["prompt-attention"]] == [
+        (arm, setting) for arm, settings in asked.items() for setting in settings
+    ]
+
+
 def test_tokens_are_those_of_the_ledger_and_drafts_that_share_a_request_count_once(finished, place):
     store, shared = LocalStore(place.home / "store"), 0
     for folder, manifest in manifests(place).items():

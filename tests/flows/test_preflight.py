@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from core.config import DataSettings, RunConfig
+from core.config import DataSettings, RunConfig, config_path, parse_config, read_toml
 from core.errors import ConfigError, InputError
 from core.models.settings import ModelSettings
 from flows.preflight import check_model
@@ -79,3 +79,11 @@ def test_a_bad_checkpoint_ends_a_run_before_it_begins(
 def test_images_for_a_model_that_reads_none_are_refused_before_the_run_begins(tmp_path):
     with pytest.raises(ConfigError, match="reads no images"):
         check_model(config_of(published(tmp_path, "llada_tiny"), images=str(tmp_path)))
+
+
+def test_without_training_of_the_base_a_checkpoint_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setenv("REDRAFT_HOME", str(tmp_path / "home"))
+    preset = parse_config(read_toml(config_path("checkpoint")), "checkpoint")
+    with pytest.raises(ConfigError, match=r"name its folder with model\.checkpoint"):
+        run_loop(preset, json=False)
+    assert not (tmp_path / "home").exists()

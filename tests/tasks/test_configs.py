@@ -3,8 +3,9 @@
 from core.config import PairSettings
 from core.corruption.settings import ObjectiveSettings
 from core.expert.settings import ExpertSettings
+from core.models.settings import ModelSettings
 from core.training.settings import LoraSettings, TrainSettings
-from tasks.finetune import FinetuneConfig
+from tasks.finetune import FinetuneConfig, ModelConfig
 from tasks.pair import PairConfig
 from tasks.revise import ReviseConfig
 
@@ -25,6 +26,14 @@ def test_pairs_by_an_expert_that_sees_smaller_images_are_other_pairs():
     assert set(plain) == {"model", "structured", "temperature", "max_tokens"}
     assert limited == plain | {"image_max_side": 512}
     assert PairConfig.of(PairSettings(), LIMITED, seed=0, scenes=False).expert is None
+
+
+def test_a_model_that_says_nothing_of_its_prompt_keeps_the_key_that_it_had():
+    plain = ModelConfig(model=ModelSettings(), seed=0)
+    assert "prompt_attention" not in plain.model_dump(mode="json")["model"]
+    blind = ModelConfig(model=ModelSettings(prompt_attention="prefix"), seed=0)
+    assert blind.model_dump(mode="json")["model"]["prompt_attention"] == "prefix"
+    assert ModelConfig.model_validate(blind.model_dump()) == blind
 
 
 def test_a_training_without_what_came_later_keeps_the_key_that_it_had():

@@ -1,8 +1,9 @@
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
-from core.corruption.refine import refine_rows
+from core.corruption.refine import draft_columns, refine_rows
 from core.corruption.replay import mix_replay
 from core.corruption.settings import RefineSettings
 from core.decoding.trace import replay
@@ -224,6 +225,25 @@ def test_the_expert_s_text_can_be_grounded():
     assert regions[0] == [-1, -1, 7, -1, -1, -1, -1, -1]  # the wrong colour is shown, so it speaks of nothing
     assert regions[1] == [-1] * LENGTH  # the text does not encode to the target
     assert refine(drafts, revisions).examples["regions"].is_null().all()
+
+
+def test_a_text_that_speaks_of_no_region_changes_nothing_beside_it():
+    drafts, revisions = many(12)
+    frame = refine(drafts, revisions, ground=lambda _reference, text: spans(text, {text.split()[2]: 7})).examples
+    some = refine(drafts, revisions, ground=lambda _, text: spans(text, {"ring": 7}) if "ring" in text else []).examples
+    none = refine(drafts, revisions, ground=lambda _reference, _text: []).examples
+    of_ring = np.array(["ring" in text for text in revisions["refined_text"].filter(revisions["verdict"] == "revised")])
+    regions, expected = response(some, "regions"), response(frame, "regions")
+    np.testing.assert_array_equal(regions, np.where(of_ring[:, None], expected, -1))
+    assert ((regions == 7).any(axis=1) == of_ring).all()
+    assert (response(none, "regions") == -1).all()
+
+
+@pytest.mark.parametrize("shown", ["published", "trajectory"])
+def test_the_columns_that_are_said_to_be_read_are_enough(shown):
+    drafts, revisions = many(8)
+    narrow = drafts.select(draft_columns(RefineSettings(input=shown)))
+    assert_frame_equal(refine(narrow, revisions, input=shown).examples, refine(drafts, revisions, input=shown).examples)
 
 
 def test_no_usable_draft_gives_an_empty_frame_of_the_contract():

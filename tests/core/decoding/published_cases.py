@@ -125,5 +125,7 @@ def decode_case(model: Any, name: str, case: dict[str, Any], settings: DecodeSet
         chosen = replace(chosen, schedule=replace(chosen.schedule, draws=RecordedDraws(steps=tuple(draws))))
     length = params["gen_length" if "gen_length" in params else "max_new_tokens"] + len(chosen.suffix)
     canvas = chosen.canvas(model, prompts_of(arrays, case["prompt"]), response_length=length)
-    decoded = chosen.decode(chosen.reader(model, features_of(model, case)), canvas, response_length=length)
+    decoded = chosen.decode(
+        chosen.reader(model, features_of(model, case), response_length=length), canvas, response_length=length
+    )
     return decoded.token_ids_BR.tolist()

@@ -9,6 +9,7 @@ from core.decoding.strategies import strategies
 from core.decoding.trace import Recorder, replay
 from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
 from core.models.tokenizer import build_word_tokenizer
+from core.seeds import stream_key
 from tests.core.decoding.literal import decode_one
 from tests.core.decoding.tiny import TinyDenoiser, random_prompts
 
@@ -27,13 +28,43 @@ SETTINGS = (
     "3+3 refine margin=0.2",
     "4+2 refine block_length=10 start=0.4 topk=0.5 margin=0.05",
 )
+OPTIONS = (
+    "steps=7 freeze block_length=8",
+    "steps=9+2 refine schedule=linear",
+    "steps=24 freeze schedule=dream",
+    "steps=24 refine schedule=dream start=0.5",
+    "steps=6+2 refine schedule=dream block_length=10 eps=0.1",
+    "steps=8 freeze schedule=origin",
+    "4+1 refine schedule=origin block_length=10 seed=5",
+    "3 freeze confidence=margin",
+    "3+1 refine confidence=entropy topk=0.5",
+    "3 freeze softmax=all grid_bits=24",
+    "4 refine suppress=w00,w01,5,6,7,8,9,10,11,12",
+    "4 freeze late=w03,w11,20",
+    "4+2 refine cfg_scale=1.5",
+    "5 freeze cfg_scale=0.5 beginning=w01,w02 suffix=w03",
+    "2 freeze threshold=0.3",
+    "2 refine threshold=0.5 block_length=8",
+    "1+3 refine threshold=0.6 block_length=5",
+    "4 freeze temperature=0.7",
+    "4+3 refine temperature=1.5 seed=3",
+    "3 freeze beginning=w01,w02,w03 block_length=4",
+    "3+2 refine beginning=w05,w06 suffix=w09",
+    "4 freeze stop=w01,w02,w04,w08",
+    '3 refine stop="w01 w01",w14,w15,w20 block_length=5',
+    "4+2 refine stop=w04,w07,w19",
+    "3 refine predict_mask=true softmax=all",
+    "5 freeze predict_mask=true block_length=10",
+)
 MIXED = [5, 2, 9, 5, 1, 7, 12, 5]
 
 
 def run(model, prompts, name: str, *, features=None, recorder: Recorder | None = None, streams=None) -> Decoded:
     chosen = strategies(DecodeSettings.parse(name), model)
     canvas = chosen.canvas(model, prompts, response_length=LENGTH, streams=streams)
-    return chosen.decode(chosen.reader(model, features), canvas, response_length=LENGTH, recorder=recorder)
+    return chosen.decode(
+        chosen.reader(model, features, response_length=LENGTH), canvas, response_length=LENGTH, recorder=recorder
+    )
 
 
 def some_features(model: TinyDenoiser, rows: int) -> torch.Tensor:
@@ -42,37 +73,45 @@ def some_features(model: TinyDenoiser, rows: int) -> torch.Tensor:
         return model.image_features(model.pixels(images))
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [*SETTINGS, *OPTIONS])
 def test_batched_loop_equals_the_literal_one_step_by_step(name: str) -> None:
     model, prompts = TinyDenoiser(), random_prompts(MIXED)
     features, recorder = some_features(model, len(prompts)), Recorder()
-    fast = run(model, prompts, name, features=features, recorder=recorder)
+    settings, mask = DecodeSettings.parse(name), model.tokenizer.mask_token_id
+    if settings.predict_mask:
+        model.bias[mask] = 3.0
+    streams = [stream_key(settings.seed, row) for row in range(len(prompts))]
+    fast = run(model, prompts, name, features=features, recorder=recorder, streams=streams)
     writes = recorder.frame().rename({"new": "token"})
     for row, prompt in enumerate(prompts):
-        literal = decode_one(model, prompt, LENGTH, DecodeSettings.parse(name), features[row : row + 1])
-        assert fast.nfe_B[row] == len(literal.states)
+        literal = decode_one(model, prompt, LENGTH, settings, features[row : row + 1], streams[row])
+        assert fast.nfe_B[row] * settings.forwards_per_step == literal.forwards
         of_row = writes.filter(pl.col("row") == row).to_dicts()
-        for steps, state in enumerate(literal.states, start=1):
-            mask = model.tokenizer.mask_token_id
-            assert replay(of_row, response_length=LENGTH, mask_id=mask, steps=steps).tolist() == state
+        for index, state in zip(literal.indices, literal.states, strict=True):
+            assert replay(of_row, response_length=LENGTH, mask_id=mask, steps=index + 1).tolist() == state
         assert fast.token_ids_BR[row].tolist() == literal.states[-1]
 
 
-@pytest.mark.parametrize("name", ["1 freeze", "4 freeze", "2 refine", "5+6 refine", "3+3 refine margin=0.2"])
+@pytest.mark.parametrize("name", ["1 freeze", "4 freeze", "2 refine", "5+6 refine", "3+3 refine margin=0.2", *OPTIONS])
 @pytest.mark.parametrize("vision", [True, False])
 def test_batch_composition_does_not_change_tokens(name: str, vision: bool) -> None:
     model = TinyDenoiser(seed=3)
     prompts = random_prompts(MIXED * 2, seed=1)
     features = some_features(model, len(prompts)) if vision else None
-    together = run(model, prompts, name, features=features).token_ids_BR
-    alone = torch.cat(
-        [
-            run(model, [prompt], name, features=None if features is None else features[row : row + 1]).token_ids_BR
-            for row, prompt in enumerate(prompts)
-        ]
-    )
-    assert torch.equal(together, alone)
-    assert len({tuple(row) for row in together.tolist()}) > len(prompts) // 2  # the rows do differ
+    streams = [stream_key("sample", row) for row in range(len(prompts))]
+    decoded = run(model, prompts, name, features=features, streams=streams)
+    alone = [
+        run(
+            model, [prompt], name, features=None if features is None else features[row : row + 1],
+            streams=streams[row : row + 1],
+        )
+        for row, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    together = decoded.token_ids_BR
+    assert torch.equal(together, torch.cat([one.token_ids_BR for one in alone]))
+    assert torch.equal(decoded.nfe_B, torch.cat([one.nfe_B for one in alone]))
+    assert torch.equal(decoded.forwards_B, torch.cat([one.forwards_B for one in alone]))
+    assert len({tuple(row) for row in together.tolist()}) >= len(prompts) // 2  # the rows do differ
 
 
 def test_frozen_tokens_are_revealed_once_and_stay() -> None:

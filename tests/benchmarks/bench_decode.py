@@ -1,0 +1,259 @@
+"""Decoding against a plain implementation in the style of the published code, and against the least it can take.
+
+python -m tests.benchmarks.bench_decode --out tests/results/benchmarks/decode.json
+python -m tests.benchmarks.bench_decode --device cuda --out tests/results/benchmarks/decode_cuda.json
+
+On the processor: hidden 512, 8 layers, random weights, 16 prompts of 64 tokens, 128 new tokens in 32 steps, frozen and
+refining, at two vocabularies. (a) plain: one row at a time, logits at all positions, float64 softmax over all of them.
+(b) limit: forwards of the same batch, and the head on the positions that may change. Fails if a token differs from (a),
+or a ratio misses its bound. On a GPU: the 8B shape in bf16, how near its forwards come to the measured matmul rate, and
+drafts and tokens a second. Both report how many rows a batch of another size changes in bf16.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from core.decoding.loop import forbidden_tokens
+from core.decoding.settings import DecodeSettings
+from core.decoding.strategies import strategies
+from tests.benchmarks.plain_decode import (
+    Shape,
+    head_positions,
+    least_work,
+    plain_decode,
+    prompts_of,
+    random_model,
+)
+
+SPEEDUP = {("refine", True): 2.0, ("freeze", True): 2.5, ("refine", False): 1.25, ("freeze", False): 1.25}
+"""(policy, large vocabulary) -> the least that decoding must be faster than the plain implementation."""
+LARGE = 100_000
+OVERHEAD = 1.10
+MFU = 0.55
+GRID_BITS = 24
+"""The plain implementation ranks confidences as they are: as near to it as the settings come."""
+POLICIES = ("freeze", "refine")
+Prompts = list[list[int]]
+
+
+def ours(model: Any, prompts: Prompts, *, length: int, steps: int, policy: str) -> list[list[int]]:
+    """The project's decoding of all prompts as one batch."""
+    chosen = strategies(DecodeSettings.parse(f"steps={steps} {policy} grid_bits={GRID_BITS}"), model)
+    canvas = chosen.canvas(model, prompts, response_length=length)
+    found = chosen.decode(chosen.reader(model, None, response_length=length), canvas, response_length=length)
+    return [[int(token) for token in row] for row in found.token_ids_BR.tolist()]
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """Wall time of one call; of all that it started on a GPU."""
+    _wait(device)
+    started = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def compare(model: Any, vocabulary: int, policy: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Decoding, the plain implementation and the limit on the same prompts; the fastest of their passes each."""
+    prompts, sizes = prompts_of(args.rows, args.prompt), {"length": args.response, "steps": args.steps}
+    found: dict[str, list[list[int]]] = {}
+
+    def plain() -> None:
+        forbidden = forbidden_tokens(model.tokenizer)
+        found["plain"] = plain_decode(model, prompts, **sizes, refine=policy == "refine", forbidden=forbidden)
+
+    def decoded() -> None:
+        found["ours"] = ours(model, prompts, **sizes, policy=policy)
+
+    def limit() -> None:
+        least_work(model, prompts, **sizes, refine=policy == "refine")
+
+    ours(model, prompts[:1], length=args.response, steps=1, policy=policy)  # the first call of anything is slow
+    passes = {name: [seconds(work, "cpu")] for name, work in (("ours", decoded), ("limit", limit))}
+    for _ in range(args.repeats - 1):
+        passes["limit"].append(seconds(limit, "cpu"))
+        passes["ours"].append(seconds(decoded, "cpu"))
+    best = {name: min(times) for name, times in passes.items()} | {"plain": seconds(plain, "cpu")}
+    equal = sum(a == b for a, b in zip(found["ours"], found["plain"], strict=True))
+    return {
+        "vocabulary": vocabulary,
+        "policy": policy,
+        "seconds": {name: round(took, 3) for name, took in best.items()},
+        "rows_with_equal_tokens": equal,
+        "rows": args.rows,
+    }
+
+
+def ratios_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What must hold of a comparison."""
+    took, policy, large = row["seconds"], row["policy"], row["vocabulary"] >= LARGE
+    name = f"{policy}, vocabulary {row['vocabulary']:,}"
+    return [
+        _ratio(f"{name}: tokens equal to the plain implementation's", row["rows_with_equal_tokens"] / row["rows"], 1.0),
+        _ratio(f"{name}: plain implementation / ours", took["plain"] / took["ours"], SPEEDUP[policy, large]),
+        _ratio(f"{name}: ours / limit", took["ours"] / took["limit"], OVERHEAD, kind="at most"),
+    ]
+
+
+def _ratio(what: str, value: float, bound: float, *, kind: str = "at least") -> dict[str, Any]:
+    return {"what": what, "value": round(value, 3), "bound": bound, "kind": kind}
+
+
+def kept(ratio: dict[str, Any]) -> bool:
+    """Is the bound kept?"""
+    over = ratio["value"] >= ratio["bound"]
+    return bool(over if ratio["kind"] == "at least" else ratio["value"] <= ratio["bound"])
+
+
+def changed_by_batch(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
+    """Rows of a small model whose tokens differ between batches of one row and a batch of all, of several lengths."""
+    model = random_model(Shape(hidden=128, layers=4, heads=4, intermediate=384), device=args.device, dtype=dtype)
+    prompts = [prompt[: 8 + index] for index, prompt in enumerate(prompts_of(16, 32))]
+    sizes = {"length": 32, "steps": 8, "policy": "refine"}
+    together = ours(model, prompts, **sizes)
+    alone = [ours(model, [prompt], **sizes)[0] for prompt in prompts]
+    differing = sum(a != b for a, b in zip(together, alone, strict=True))
+    return {"dtype": str(dtype).removeprefix("torch."), "rows": len(prompts), "rows_that_differ": differing}
+
+
+def on_processor(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measurements and ratios of all vocabularies and policies."""
+    rows: list[dict[str, Any]] = []
+    for vocabulary in args.vocabularies:
+        model = random_model(_shape(args, vocabulary))
+        rows += [compare(model, vocabulary, policy, args) for policy in POLICIES]
+    return rows, [ratio for row in rows for ratio in ratios_of(row)]
+
+
+def _shape(args: argparse.Namespace, vocabulary: int) -> Shape:
+    return Shape(
+        hidden=args.hidden,
+        layers=args.layers,
+        heads=args.heads,
+        intermediate=args.intermediate,
+        vocabulary=vocabulary,
+    )
+
+
+@torch.inference_mode()
+def on_gpu(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The 8B shape: a forward against the matmul rate, then whole decodings at several numbers of steps."""
+    shape = _shape(args, args.vocabularies[-1])
+    model = random_model(shape, device=args.device, dtype=torch.bfloat16)
+    prompts = prompts_of(args.rows, args.prompt)
+    rate = matmul_rate(args.device, args.matmul)
+    forward = {"length": args.response, "steps": 1, "refine": True}
+    least_work(model, prompts, **forward)
+    took = min(seconds(lambda: least_work(model, prompts, **forward), args.device) for _ in range(args.repeats))
+    tokens = args.rows * (args.prompt + args.response)
+    scored = args.rows * head_positions(args.response, 1, refine=True)
+    flops = 2 * (shape.backbone_parameters * tokens + shape.hidden * shape.vocabulary * scored)
+    rate_reached = flops / took
+    measured: list[dict[str, Any]] = [
+        {
+            "what": "forward",
+            "seconds": round(took, 4),
+            "tflops": round(rate_reached / 1e12, 1),
+            "matmul_tflops": round(rate / 1e12, 1),
+        }
+    ]
+    for steps in args.step_counts:
+        for policy in POLICIES:
+            whole = {"length": args.response, "steps": steps}
+            took = seconds(lambda: ours(model, prompts, **whole, policy=policy), args.device)  # noqa: B023 - called at once
+            bare = seconds(lambda: least_work(model, prompts, **whole, refine=policy == "refine"), args.device)  # noqa: B023
+            measured.append(
+                {
+                    "what": f"{steps} steps, {policy}",
+                    "seconds": round(took, 3),
+                    "limit_seconds": round(bare, 3),
+                    "drafts_per_second": round(args.rows / took, 3),
+                    "tokens_per_second": round(args.rows * args.response / took, 1),
+                }
+            )
+    mfu = _ratio("forward / bf16 matmul rate", rate_reached / rate, MFU)
+    return measured, [mfu]
+
+
+def matmul_rate(device: str, size: int) -> float:
+    """FLOPs a second of a square bf16 matmul, the best of ten."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    torch.matmul(a, b)
+    return 2 * size**3 / min(seconds(lambda: torch.matmul(a, b), device) for _ in range(10))
+
+
+def arguments() -> argparse.Namespace:
+    """Sizes that are not given are those of the processor's benchmark, or of the GPU's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--shape-8b", action="store_true", help="the GPU's measurements on any device")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--step-counts", type=int, nargs="+", default=[128, 32, 16])
+    parser.add_argument("--matmul", type=int, default=8192)
+    parser.add_argument("--response", type=int, default=128)
+    for name in ("rows", "prompt", "hidden", "layers", "heads", "intermediate"):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=[2048, 126_464])
+    args = parser.parse_args()
+    args.shape_8b |= args.device.startswith("cuda")
+    small = {"rows": 16, "prompt": 64, "hidden": 512, "layers": 8, "heads": 8, "intermediate": 1536}
+    large = {"rows": 32, "prompt": 1024, "hidden": 4096, "layers": 32, "heads": 32, "intermediate": 12288}
+    for name, default in (large if args.shape_8b else small).items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    return args
+
+
+def main() -> int:
+    """Run, write the JSON, and return 0 if every bound is kept."""
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    measured, ratios = (on_gpu if args.shape_8b else on_processor)(args)
+    cuda = args.device.startswith("cuda")
+    measured += [
+        {"what": "rows that the batch changes"} | changed_by_batch(args, dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    result = {
+        "benchmark": "decode",
+        "command": "python -m tests.benchmarks.bench_decode " + " ".join(sys.argv[1:]),
+        "machine": {
+            "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": args.threads,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "settings": {name: value for name, value in vars(args).items() if name not in ("out", "device")},
+        "measured": measured,
+        "ratios": ratios,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    sys.stdout.write(json.dumps({"measured": measured, "ratios": ratios}, indent=2) + "\n")
+    return 0 if all(kept(ratio) for ratio in ratios) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

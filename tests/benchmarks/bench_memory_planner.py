@@ -1,0 +1,66 @@
+"""What `redraft estimate --train` foretells against the resident memory of real training steps.
+
+python -m tests.benchmarks.bench_memory_planner --out tests/results/benchmarks/memory_planner.json
+
+Each measurement is a process of its own (`tests.benchmarks.training_memory`): hidden 512, 8 layers, AdamW. Bounds say
+how far off the plan may be; the verb adds 20 % and 1 GB to what is planned.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from core.training.memory import RowSizes, plan_training
+from core.training.settings import TrainSettings
+from tests.benchmarks.record import Ratio, record
+from tests.benchmarks.training_memory import Memory, MemoryCase
+from tests.benchmarks.training_step import Shape, denoiser
+
+
+def planned(case: MemoryCase) -> int:
+    """Bytes."""
+    shape = Shape(vocabulary=case.vocabulary, hidden=case.hidden, layers=case.layers, intermediate=3 * case.hidden)
+    settings = TrainSettings(optimizer="adamw", batch_size=case.rows, micro_batch=case.at_once)
+    length = case.prompt + case.response
+    row = RowSizes(text=length, supervised=round(case.supervised * length))
+    return plan_training(denoiser(shape), settings, row).total
+
+
+def measured(case: MemoryCase, threads: int) -> Memory:
+    """In a fresh process."""
+    command = [sys.executable, "-m", "tests.benchmarks.training_memory", json.dumps(asdict(case)), str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return Memory(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> int:
+    """Run, write the JSON, and return 0 if every plan is near enough."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=[2_048, 126_464])
+    parser.add_argument("--rows", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    cases = [
+        MemoryCase(way="redraft", vocabulary=vocabulary, rows=rows)
+        for vocabulary in args.vocabularies
+        for rows in args.rows
+    ]
+    found: dict[str, Any] = {}
+    ratios = []
+    for case in cases:
+        name = f"vocabulary {case.vocabulary:,}, {case.rows} rows"
+        plan, real = planned(case), measured(case, args.threads)
+        found[name] = {"planned": plan, "measured": real.step, **asdict(real)}
+        for kind, bound in (("at least", 0.8), ("at most", 1.2)):
+            ratios.append(Ratio(what=f"planned over measured, {name}", value=plan / real.step, bound=bound, kind=kind))
+    settings = {key: value for key, value in vars(args).items() if key != "out"}
+    return record(args.out, "memory_planner", settings=settings, measured=found, ratios=ratios)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""Decoding with kept keys and values against decoding without: the same tokens where the cache is exact."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from core.decoding.caching import PromptCache
+from core.decoding.loop import Decoded
+from core.decoding.reading import Reader, Whole
+from core.decoding.settings import DecodeSettings
+from core.decoding.state import Canvas
+from core.decoding.strategies import strategies
+from core.errors import ConfigError
+from core.models.denoiser import load_denoiser
+from core.models.key_values import KeyValues
+from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
+from core.models.tokenizer import build_word_tokenizer
+from tests.core.decoding.tiny import TinyDenoiser
+from tests.core.models.checkpoints import DATA, published
+
+LENGTH = 24
+PICTURES = ("wide_200x110", "tall_50x90", "square_56x56")
+IMAGE = -200
+LEAVING = "6+9 refine margin=0.8"
+"""Rows come to rest in different extra steps, and leave the batch."""
+EXACT = (
+    "4 freeze",
+    "3 refine",
+    "5+4 refine block_length=10",
+    "2 freeze block_length=7",
+    LEAVING,
+    "2 refine block_length=8 threshold=0.9",
+    "4+1 refine beginning=7,9 suffix=11 cfg_scale=0.5",
+)
+
+
+def scene_model(seed: int = 0) -> SceneDenoiser:
+    """With random weights, sharp enough to say different things at different places."""
+    config = SceneDenoiserConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, region_layer=1, max_length=40,
+        image_height=96, image_width=96,
+    )  # fmt: skip
+    model = SceneDenoiser.create(config, build_word_tokenizer([f"w{i}" for i in range(60)]), seed=seed)
+    with torch.no_grad():
+        for table, scale in ((model.lm_head.weight, 12), (model.token_embedding.weight, 40), (model.text_position, 40)):
+            table.mul_(scale)
+    return model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("checkpoints")
+    names = ("llada_v_tiny", "dream_tiny")
+    return {name: load_denoiser(published(folder, name)) for name in names} | {"scene": scene_model()}
+
+
+@pytest.fixture(params=["llada_v_tiny", "dream_tiny", "scene"])
+def model(models, request) -> Any:
+    found = models[request.param]
+    yield found
+    found.attend("full")
+
+
+def prompts_for(model: Any, lengths: Sequence[int] = (3, 9, 5)) -> list[list[int]]:
+    """Each with its image's placeholder where the model wants one."""
+    drawn = np.random.default_rng(5)
+    rows = [drawn.integers(5, 60, length).tolist() for length in lengths]
+    return [[*row[:2], IMAGE, *row[2:]] for row in rows] if getattr(model, "vision", None) is not None else rows
+
+
+def features_for(model: Any) -> Any:
+    """Of three images, of different sizes where the model reads such."""
+    if isinstance(model, SceneDenoiser):
+        images = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
+        return model.image_features(model.pixels(list(images)))
+    if model.vision is None:
+        return None
+    pictures = [np.asarray(Image.open(DATA / "llada_v_tiny" / f"image_{name}.png").convert("RGB")) for name in PICTURES]
+    return model.image_features(model.pixels(pictures))
+
+
+def canvas_for(model: Any, prompts: Sequence[Sequence[int]], settings: DecodeSettings) -> Canvas:
+    return strategies(settings, model).canvas(model, prompts, response_length=LENGTH)
+
+
+def reader_for(model: Any, settings: DecodeSettings, features: Any = None) -> Any:
+    return strategies(settings, model).reader(model, features, response_length=LENGTH)
+
+
+def run(model: Any, reader: Reader, canvas: Canvas, settings: DecodeSettings) -> Decoded:
+    return strategies(settings, model).decode(reader, canvas, response_length=LENGTH)
+
+
+def whole_and_chosen(model: Any, name: str, rows: Sequence[int] = (0, 1, 2)) -> tuple[Decoded, Decoded]:
+    """Every step a forward of everything, and the reader that the settings choose."""
+    settings, chosen = DecodeSettings.parse(name), torch.tensor(rows)
+    with torch.inference_mode():
+        features = features_for(model)
+    features = None if features is None else features[chosen]
+    canvas = canvas_for(model, prompts_for(model), settings).select(chosen)
+    reader = reader_for(model, settings, features)
+    assert not isinstance(reader, Whole)
+    plain = Whole(model=model, features_BND=features)
+    if settings.cfg_scale:
+        assert not isinstance(reader.seen, Whole)
+        plain = replace(reader, seen=plain)
+    whole = run(model, plain, canvas, settings)
+    return whole, run(model, reader, canvas, settings)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_with_prefix_attention_the_prompt_is_read_once_and_the_tokens_are_the_same(model, name):
+    model.attend("prefix")
+    whole, cached = whole_and_chosen(model, name)
+    assert whole.token_ids_BR.tolist() == cached.token_ids_BR.tolist()
+    assert whole.forwards_B.tolist() == cached.forwards_B.tolist()
+    assert whole.token_ids_BR.unique().numel() > 5, "the model says something"
+    if name == LEAVING:
+        assert cached.forwards_B.unique().numel() > 1, "what is kept follows the rows that stay"
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("attention", ["full", "prefix"])
+@pytest.mark.parametrize("name", ["5+4 refine block_length=10", LEAVING])
+def test_a_cache_that_is_refreshed_in_every_step_is_exact(model, name, cache, attention):
+    model.attend(attention)
+    whole, cached = whole_and_chosen(model, f"{name} cache={cache}")
+    assert whole.token_ids_BR.tolist() == cached.token_ids_BR.tolist()
+    assert whole.forwards_B.tolist() == cached.forwards_B.tolist()
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("attention", ["full", "prefix"])
+def test_an_approximate_decoding_of_a_row_does_not_depend_on_the_batch(model, cache, attention):
+    model.attend(attention)
+    name = f"2 refine block_length=8 cache={cache} refresh=3"
+    _, together = whole_and_chosen(model, name)
+    for row in range(3):
+        _, alone = whole_and_chosen(model, name, [row])
+        assert alone.token_ids_BR.tolist() == together.token_ids_BR[row : row + 1].tolist()
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_what_is_stale_changes_tokens_and_a_stale_cache_is_therefore_off_by_default(models, cache):
+    whole, stale = whole_and_chosen(models["llada_v_tiny"], f"1 refine block_length=12 cache={cache} refresh=12")
+    assert (whole.token_ids_BR != stale.token_ids_BR).any()
+    assert DecodeSettings().cache == "none"
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Notes how many positions of a row each forward runs."""
+
+    inner: Any
+    seen: list[int] = field(default_factory=list)
+
+    def remember_prompt(self, ids_BL: Tensor, **known: Any) -> KeyValues:
+        return self.inner.remember_prompt(ids_BL, **known)
+
+    def remember(self, ids_BL: Tensor, **known: Any) -> tuple[Tensor, KeyValues]:
+        hidden, found = self.inner.remember(ids_BL, **known)
+        self.seen.append(found.width)
+        return hidden, found
+
+    def reread(self, ids_BL: Tensor, known: KeyValues, *, offset_B: Tensor, begin: int, end: int) -> Tensor:
+        self.seen.append(end - begin)
+        return self.inner.reread(ids_BL, known, offset_B=offset_B, begin=begin, end=end)
+
+
+@pytest.mark.parametrize(
+    ("attention", "options", "positions"),
+    [
+        ("prefix", "", [24, 24, 24, 24, 24, 24, 24]),
+        ("prefix", " cache=dual refresh=2", [24, 12, 24, 24, 12, 24, 24]),
+        ("full", " cache=dual refresh=2", [39, 12, 39, 39, 12, 39, 39]),
+        ("full", " cache=dual refresh=3", [39, 12, 12, 39, 12, 12, 39]),
+        ("full", " cache=prefix refresh=3", [39, 24, 24, 39, 12, 12, 39]),
+    ],
+)
+def test_a_step_runs_the_positions_that_its_cache_promises_and_no_others(models, attention, options, positions):
+    """Two blocks of 12, three steps each, and an extra step; 15 positions of prompt."""
+    model = models["scene"]
+    model.attend(attention)
+    settings = DecodeSettings.parse(f"4+1 refine block_length=12{options}")
+    canvas = canvas_for(model, prompts_for(model, (15,)), settings)
+    reader = reader_for(model, settings)
+    counting = Counting(reader.memory)
+    run(model, replace(reader, memory=counting), canvas, settings)
+    model.attend("full")
+    assert counting.seen == positions
+    assert isinstance(reader, PromptCache) == (attention == "prefix")
+
+
+@hypothesis_settings(max_examples=12, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    tokens=st.integers(1, 9),
+    block=st.integers(3, LENGTH),
+    extra=st.integers(0, 3),
+    seed=st.integers(0, 3),
+)
+def test_the_prompt_cache_is_exact_for_any_prompts_and_plans(lengths, tokens, block, extra, seed):
+    torch.set_num_threads(1)
+    model = scene_model(seed)
+    model.attend("prefix")
+    settings = DecodeSettings(tokens_per_step=tokens, extra_steps=extra, block_length=block)
+    canvas = canvas_for(model, prompts_for(model, lengths), settings)
+    expected = run(model, Whole(model=model), canvas, settings)
+    found = run(model, reader_for(model, settings), canvas, settings)
+    assert found.token_ids_BR.tolist() == expected.token_ids_BR.tolist()
+
+
+def test_a_model_that_keeps_no_keys_says_so():
+    model = TinyDenoiser()
+    with pytest.raises(ConfigError, match="keeps no keys and values"):
+        reader_for(model, DecodeSettings(cache="dual", refresh=4))
+    assert isinstance(reader_for(model, DecodeSettings()), Whole)

@@ -1,0 +1,169 @@
+"""`redraft draft` on real parts: a published layout, photos, Prefect and MLflow servers, a store on disk."""
+
+import json
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+
+from core.config import DataSettings, DraftSettings, RunConfig
+from core.decoding.settings import DecodeSettings
+from core.errors import ConfigError, InputError
+from core.manifest import Ref, read_manifest, read_table
+from core.models.denoiser import load_denoiser
+from data_contracts import Drafts, Rejects, Samples, Traces
+from flows.cli import _expanded
+from flows.cli_options import in_blocks
+from flows.exporting import run_export
+from flows.running import PARTIAL
+from flows.session import workplace
+from flows.stages import run_draft, run_revise
+from tests.core.models.checkpoints import published
+
+IMAGES = Path(__file__).parents[1] / "data" / "ingest" / "images"
+SETTINGS = ("4 refine", "8 freeze")
+
+
+@pytest.fixture
+def config(running_servers, monkeypatch, tmp_path, servers_home) -> RunConfig:
+    monkeypatch.setenv("REDRAFT_HOME", str(servers_home))
+    place = RunConfig().place.model_copy(
+        update={
+            "store": str(tmp_path / "store"),
+            "database": f"sqlite:///{tmp_path}/state.db",
+            "prefect_url": f"{running_servers.prefect_ui}/api",
+            "mlflow_url": running_servers.mlflow_uri,
+        }
+    )
+    draft = DraftSettings(settings=SETTINGS, batch_size=4, shard_size=3)
+    known = RunConfig(place=place, draft=draft)
+    model = known.model.model_copy(update={"response_length": 8})
+    return with_model(known.model_copy(update={"model": model}), published(tmp_path, "llada_v_tiny"))
+
+
+def with_data(config: RunConfig, file: Path | str, images: Path | str = "") -> RunConfig:
+    return config.model_copy(update={"data": DataSettings(source="auto", path=str(file), images=str(images))})
+
+
+def with_model(config: RunConfig, checkpoint: Path | str) -> RunConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"checkpoint": str(checkpoint)})})
+
+
+def printed(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def photos(folder: Path) -> tuple[Path, Path]:
+    """A file of captions and its images, one of them broken."""
+    images = copytree(IMAGES, folder / "images")
+    (images / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
+    rows = [json.dumps({"file_name": image.name, "text": "a red ring"}) for image in sorted(images.iterdir())]
+    file = folder / "metadata.jsonl"
+    file.write_text("\n".join(rows))
+    return file, images
+
+
+def test_a_published_checkpoint_drafts_for_photos_and_what_is_done_is_not_done_again(config, tmp_path, capsys):
+    file, images = photos(tmp_path)
+    known, place = with_data(config, file, images), workplace(config.place)
+    count = len(list(IMAGES.iterdir()))
+    assert run_draft(known, json=True) == 0
+    line = printed(capsys)
+    refs = [Ref.model_validate(ref) for ref in line["outputs"]]
+    assert (line["verb"], line["counts"]) == ("draft", {"ok": count * 2, "rejected": {}, "failed": {}})
+    assert len(refs) == -(-count // 3)
+    drafts = read_table(place.store, refs, Drafts)
+    assert drafts.select("sample_id", "setting").is_unique().all()
+    assert set(drafts["setting"]) == set(SETTINGS)
+    assert read_table(place.store, refs, Traces).height > 0
+    (samples,) = read_manifest(place.store, refs[0].uri).parents["samples"]
+    (model,) = read_manifest(place.store, refs[0].uri).parents["model"]
+    assert read_table(place.store, samples, Rejects)["reason"].to_list() == ["broken_image"]
+    assert drafts["model_digest"].unique().to_list() == [model.digest]
+    kept = load_denoiser(place.local_folder(model)).state_dict()
+    given = load_denoiser(config.model.checkpoint).state_dict()
+    assert all(given[name].equal(tensor) for name, tensor in kept.items())
+
+    before = {ref.uri: read_manifest(place.store, ref.uri).created for ref in refs}
+    place.store.delete(refs[1].uri)
+    by_names = with_model(
+        with_data(config, Path(samples.digest[:12]).resolve()), Path(model.uri).resolve()
+    )  # as the CLI
+    assert run_draft(by_names, json=True) == 0
+    assert [Ref.model_validate(ref) for ref in printed(capsys)["outputs"]] == refs
+    after = {ref.uri: read_manifest(place.store, ref.uri).created for ref in refs}
+    assert [uri for uri in before if before[uri] != after[uri]] == [refs[1].uri]
+
+    assert run_export(config, [ref.uri for ref in refs], "parquet", tmp_path / "out", json=True) == 0
+    assert printed(capsys)["counts"]["ok"] >= count * 2
+    asking = config.expert.model_copy(update={"max_requests": 1, "concurrency": 1})
+    limited = config.model_copy(update={"expert": asking})
+    assert run_revise(limited, [ref.uri for ref in refs], None, json=True) == PARTIAL
+    assert "expert.max_requests: 1 of 1" in printed(capsys)["error"]
+
+
+def test_the_precision_is_part_of_the_work_and_the_device_is_not(config, tmp_path, capsys):
+    file, images = photos(tmp_path)
+    known = with_data(config, file, images)
+    found = []
+    for draft, devices in (({}, ("auto",)), ({"dtype": "bf16"}, ("auto",)), ({"dtype": "bf16"}, ("cpu",))):
+        chosen = known.draft.model_copy(update={"settings": ("8 freeze",), "shard_size": 99, **draft})
+        compute = known.compute.model_copy(update={"devices": devices})
+        assert run_draft(known.model_copy(update={"draft": chosen, "compute": compute}), json=True) == 0
+        found.append(Ref.model_validate(printed(capsys)["outputs"][0]))
+    assert found[0].uri != found[1].uri == found[2].uri
+    texts = [read_table(workplace(config.place).store, ref, Drafts)["text"].to_list() for ref in found[:2]]
+    assert texts[0] != texts[1]
+
+
+def test_what_cannot_be_drafted_is_said(config, tmp_path, capsys):
+    file, images = photos(tmp_path)
+    with pytest.raises(ConfigError, match="name the model and the data"):
+        run_draft(with_model(with_data(config, file, images), ""), json=False)
+    with pytest.raises(ConfigError, match="name the model and the data"):
+        run_draft(config, json=False)
+    with pytest.raises(InputError, match="no folder 'nowhere', and 0 outputs"):
+        run_draft(with_model(with_data(config, file, images), "nowhere"), json=False)
+    with pytest.raises(InputError, match="no file 'nothing', and 0 outputs"):
+        run_draft(with_data(config, "nothing"), json=False)
+    for name, message in (("llada_tiny", "reads no images"), ("empty", "is no checkpoint")):
+        folder = published(tmp_path, name) if name != "empty" else tmp_path / "empty"
+        folder.mkdir(exist_ok=True)
+        assert run_draft(with_model(with_data(config, file, images), folder), json=True) == 1
+        assert message in printed(capsys)["error"]
+    (samples,) = (ref for ref in _outputs(config) if ref.startswith("datasets/ingest"))
+    with pytest.raises(InputError, match="is a dataset, but a checkpoint is needed"):
+        run_draft(with_model(with_data(config, samples), samples), json=False)
+    absent = config.compute.model_copy(update={"devices": ("cuda:99",)})
+    assert run_draft(with_data(config, file, images).model_copy(update={"compute": absent}), json=True) == 1
+    assert "cuda:99 is not there" in printed(capsys)["error"]
+
+
+def _outputs(config: RunConfig) -> set[str]:
+    return {"/".join(path.split("/")[:2]) for path in workplace(config.place).store.list("datasets")}
+
+
+def test_short_names_stand_for_keys():
+    written = _expanded(("draft", "--model", "m", "--data=d", "--device", "cuda:1", "--dtype", "bf16"))
+    assert written == [
+        "draft", "--model.checkpoint", "m", "--data.source", "auto", "--data.path", "d",
+        "--compute.devices", "cuda:1", "--draft.dtype", "bf16",
+    ]  # fmt: skip
+    assert _expanded(("draft", "--gen_length", "9"))[1:] == _expanded(("draft", "--max-new-tokens", "9"))[1:]
+
+
+def test_a_block_length_is_that_of_all_settings():
+    config = RunConfig(draft=DraftSettings(settings=("4 refine", "8 freeze block_length=4")))
+    assert in_blocks(config, None) == config
+    named = in_blocks(config, 16).draft.settings
+    assert named == ("4 refine block_length=16", "8 freeze block_length=16")
+    assert all(DecodeSettings.parse(name).block_length == 16 for name in named)
+
+
+def test_a_dataset_without_samples_is_refused(config, tmp_path, capsys):
+    file, images = photos(tmp_path)
+    assert run_draft(with_data(config, file, images), json=True) == 0
+    drafts = printed(capsys)["outputs"][0]["uri"]
+    assert run_draft(with_data(config, drafts), json=True) == 1
+    assert "holds no samples" in printed(capsys)["error"]
+    assert read_table(workplace(config.place).store, [], Samples).is_empty()

@@ -1,0 +1,81 @@
+"""Benchmarks share one form, and the README's table says what their files say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.record import Ratio, Timings, alternate, record
+from tests.benchmarks.table import BEGIN, END, RESULTS, replaced, table
+
+ROOT = Path(__file__).parent.parent
+KEYS = {"benchmark", "command", "machine", "versions", "settings", "measured", "ratios"}
+OWN_FORM = {"drafting", "expert", "ingest", "pairs"}
+"""Benchmarks that the README tells of in words."""
+
+
+def written(folder: Path, name: str, *ratios: Ratio) -> int:
+    return record(folder / f"{name}.json", name, settings={}, measured={}, ratios=ratios, packages=("numpy",))
+
+
+def test_the_readme_says_what_the_benchmarks_say():
+    page = (ROOT / "README.md").read_text()
+    assert replaced(page, RESULTS) == page, "python -m tests.benchmarks.table --readme README.md"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_committed_benchmark_names_a_command_that_make_bench_has(path):
+    result = json.loads(path.read_text())
+    assert result["benchmark"] == path.stem
+    command = result["command"].split(" --")[0]
+    assert (
+        f"{command.removeprefix('python ')} --out tests/results/benchmarks/{path.name}"
+        in (ROOT / "Makefile").read_text()
+    )
+    assert set(result) == KEYS or path.stem in OWN_FORM
+
+
+def test_a_line_has_the_figure_its_bound_and_whether_it_is_kept(tmp_path):
+    written(
+        tmp_path,
+        "b",
+        Ratio(what="Quick", value=23.456, bound=20.0, unit="M tokens/s"),
+        Ratio(what="Slow", value=1.3, bound=1.1, kind="at most"),
+        Ratio(what="Known", value=1234.5),
+    )
+    (tmp_path / "a.json").write_text(json.dumps({"benchmark": "a", "machine": {}, "rows": []}))
+    lines = [[cell.strip() for cell in line.split("|")[1:-2]] for line in table(tmp_path).splitlines()[2:]]
+    assert lines == [
+        ["Quick", "23.5 M tokens/s", "≥ 20", "yes"],
+        ["Slow", "1.3 ×", "≤ 1.1", "**no**"],
+        ["Known", "1,234 ×", "", ""],
+    ]
+
+
+def test_prose_around_the_table_stays_and_writing_it_twice_changes_nothing(tmp_path):
+    written(tmp_path, "b", Ratio(what="Quick", value=2.0))
+    once = replaced(f"before\n\n{BEGIN}\nold\n{END}\nafter\n", tmp_path)
+    assert once == f"before\n\n{BEGIN}\n{table(tmp_path)}\n{END}\nafter\n"
+    assert replaced(once, tmp_path) == once
+
+
+@pytest.mark.parametrize("page", ["", BEGIN, f"{END} {BEGIN}", f"{BEGIN} {END} {BEGIN} {END}"])
+def test_a_page_without_its_markers_is_an_error(page, tmp_path):
+    with pytest.raises(ValueError, match="benchmark-table"):
+        replaced(page, tmp_path)
+
+
+def test_a_bound_that_is_not_kept_is_an_exit_status(tmp_path):
+    kept, missed = Ratio(what="a", value=2.0, bound=2.0), Ratio(what="b", value=2.1, bound=2.0, kind="at most")
+    assert written(tmp_path, "good", kept, Ratio(what="c", value=0.1)) == 0
+    assert written(tmp_path, "bad", kept, missed) == 1
+    assert set(json.loads((tmp_path / "bad.json").read_text())) == KEYS
+
+
+def test_ways_take_turns_and_a_ratio_is_the_median_of_the_repetitions():
+    turns = []
+    ways = {name: lambda name=name: turns.append(name) for name in "ab"}
+    timings = alternate(ways, repeats=3, clock=iter(range(100)).__next__)
+    assert "".join(turns) == "ba" + "ab" + "ba" + "ab"
+    assert timings.of == {"a": [1, 1, 1], "b": [1, 1, 1]}
+    assert Timings(of={"a": [2, 9, 8], "b": [1, 1, 2]}).ratio("a", "b") == 4
