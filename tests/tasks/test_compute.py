@@ -1,11 +1,17 @@
 """Devices are shared out, and a model stays loaded from shard to shard."""
 
+import polars as pl
 import pytest
 import torch
 
 from core.config import ComputeSettings
+from core.corruption.settings import ObjectiveSettings
 from core.errors import ConfigError
+from core.training.job import TrainJob
+from core.training.settings import TrainSettings
+from tasks import compute
 from tasks.compute import Models, device_names, shards_at_once
+from tasks.workplace import Workplace
 
 
 @pytest.fixture
@@ -59,3 +65,22 @@ def test_an_idle_model_is_used_again_by_one_at_a_time_and_makes_room_for_another
     models.keep("cpu", key, one)
     models.forget("cpu")
     assert models.take("cpu", key) is None
+
+
+def test_processes_that_train_together_have_a_gpu_each_or_share_the_processor(monkeypatch, gpus, tmp_path):
+    begun = []
+    monkeypatch.setattr(compute, "train_apart", lambda *_, devices, **__: begun.append(devices))
+    job = TrainJob(
+        model=tmp_path, train=TrainSettings(), objective=ObjectiveSettings(), seed=0, threads=1, work=tmp_path
+    )
+
+    def train_on(processes: int, *devices: str) -> None:
+        place = Workplace(home=tmp_path, store_uri=str(tmp_path), database_url="sqlite://", devices=devices)
+        compute.train_on(place, job, pl.DataFrame(), processes=processes, on_metrics=lambda *_: None)
+
+    train_on(2, "auto")
+    train_on(2, "cuda:2", "cuda:0")
+    train_on(3, "cpu")
+    assert begun == [["cuda:0", "cuda:1"], ["cuda:2", "cuda:0"], ["cpu", "cpu", "cpu"]]
+    with pytest.raises(ConfigError, match="4 that train together need a GPU each; there are 3"):
+        train_on(4, "auto")
