@@ -42,6 +42,7 @@ bench: install  ## writes tests/results/benchmarks/*.json, and the README's tabl
 	$(BIN)/python -m tests.benchmarks.bench_corruption --out tests/results/benchmarks/corruption.json
 	$(BIN)/python -m tests.benchmarks.bench_assembly --out tests/results/benchmarks/assembly.json
 	$(BIN)/python -m tests.benchmarks.bench_reading --out tests/results/benchmarks/reading.json
+	$(BIN)/python -m tests.benchmarks.parity --out tests/results/parity.json
 	$(BIN)/python -m tests.benchmarks.table --readme README.md
 
 results: install  ## the experiments over three seeds: 40 minutes of processor time a seed, and 20 for RD-15; a seed that is there is not repeated

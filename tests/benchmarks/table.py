@@ -1,9 +1,9 @@
-"""The README's table of benchmarks, made from their JSON files.
+"""The README's tables of benchmarks, and of parity with the published codes, made from their JSON files.
 
 python -m tests.benchmarks.table --readme README.md
 
-Replaces what stands between the markers. Files of another form than `tests.benchmarks.record` writes are left to the
-README's prose.
+Replaces what stands between the markers of each. Files of another form than `tests.benchmarks.record` writes are left
+to the README's prose.
 """
 
 import argparse
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results" / "benchmarks"
+PARITY = Path(__file__).parents[1] / "results" / "parity.json"
 BEGIN, END = "<!-- benchmark-table:begin -->", "<!-- benchmark-table:end -->"
+PARITY_BEGIN, PARITY_END = "<!-- parity-table:begin -->", "<!-- parity-table:end -->"
 
 
 def table(folder: Path) -> str:
@@ -26,16 +28,36 @@ def table(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def replaced(page: str, folder: Path) -> str:
-    """The page with the table between its markers.
+def parity_table(path: Path) -> str:
+    """Markdown: the largest error of each kind, and how many decodings give the published ids; a line a checkpoint."""
+    found = json.loads(path.read_text())
+    kinds = list(dict.fromkeys(row["of"] for row in found["errors"]))
+    lines = [f"| checkpoint | {' | '.join(kinds)} | equal ids |", f"|---|{'--:|' * (len(kinds) + 1)}"]
+    for name in dict.fromkeys(row["fixture"] for row in found["decodings"]):
+        errors = [row for row in found["errors"] if row["fixture"].split()[0] == name]
+        of_kind = [[row["max_error"] for row in errors if row["of"] == kind] for kind in kinds]
+        equal = [row["equal"] for row in found["decodings"] if row["fixture"] == name]
+        figures = [f"{max(values):.1e}" if values else "" for values in of_kind]
+        lines.append(f"| {name} | {' | '.join(figures)} | {sum(equal)} of {len(equal)} |")
+    return "\n".join(lines)
+
+
+def replaced(page: str, begin: str, end: str, text: str) -> str:
+    """The page with `text` between the markers.
 
     Raises:
-        ValueError: the page has not exactly one pair of markers.
+        ValueError: the page has not exactly one pair of them.
     """
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(f"the page needs one line {BEGIN} and, after it, one line {END}")
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n{table(folder)}\n{END}{rest.split(END)[1]}"
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise ValueError(f"the page needs one line {begin} and, after it, one line {end}")
+    head, rest = page.split(begin)
+    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+
+
+def with_tables(page: str, results: Path = RESULTS, parity: Path = PARITY) -> str:
+    """The page with both tables."""
+    page = replaced(page, BEGIN, END, table(results))
+    return replaced(page, PARITY_BEGIN, PARITY_END, parity_table(parity))
 
 
 def _line(ratio: Mapping[str, Any], machine: str) -> str:
@@ -60,12 +82,11 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    """Write the table into the page."""
+    """Write the tables into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readme", type=Path, required=True)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    args.readme.write_text(replaced(args.readme.read_text(), args.results))
+    args.readme.write_text(with_tables(args.readme.read_text()))
     return 0
 
 
