@@ -82,8 +82,6 @@ def leaves(model: BaseModel, prefix: str = "") -> list[tuple[str, object]]:
 
 
 _CHOICES = {
-    "draft.dtype": "bf16",
-    "compute.devices": ["cpu"],
     "data.source": "llava", "pair.by": "expert", "model.tokenizer": "bpe",
     "vision.optimizer": "adamw", "base.optimizer": "adamw", "stage1.optimizer": "adamw",
     "stage2.optimizer": "adamw", "control.optimizer": "adamw", "mask.t_sampling": "iid", "revision.t_sampling": "iid",
