@@ -52,7 +52,7 @@ def waits_of(name: str, names: set[str], monkeypatch: pytest.MonkeyPatch) -> lis
     model = TinyDenoiser(copy=1.0)
     chosen = strategies(DecodeSettings.parse(name), model)
     canvas = chosen.canvas(model, random_prompts([4, 6, 3, 9]), response_length=20)
-    reader = chosen.reader(model, None)
+    reader = chosen.reader(model, None, response_length=20)
     waits = Waits(model, names)
     tolist = Tensor.tolist
 
@@ -106,7 +106,7 @@ def test_a_step_by_the_plan_never_waits_on_a_gpu(name: str) -> None:
     model.bias = model.bias.cuda()
     chosen = strategies(DecodeSettings.parse(name), model)
     canvas = chosen.canvas(model, random_prompts([4, 6, 3, 9]), response_length=20)
-    guarded = Guarded(chosen.reader(model, None), len(chosen.schedule.plan(20)))
+    guarded = Guarded(chosen.reader(model, None, response_length=20), len(chosen.schedule.plan(20)))
     try:
         chosen.decode(guarded, canvas, response_length=20)
     finally:
