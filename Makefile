@@ -35,7 +35,6 @@ bench: install  ## writes tests/results/benchmarks/*.json, and the README's tabl
 	$(BIN)/python -m tests.benchmarks.bench_pairs --out tests/results/benchmarks/pairs.json
 	$(BIN)/python -m tests.benchmarks.bench_ingest --out tests/results/benchmarks/ingest.json
 	$(BIN)/python -m tests.benchmarks.bench_expert --out tests/results/benchmarks/expert.json
-	$(BIN)/python -m tests.benchmarks.bench_decode --out tests/results/benchmarks/decode.json
 	$(BIN)/python -m tests.benchmarks.bench_prompt_cache --out tests/results/benchmarks/prompt_cache.json
 	$(BIN)/python -m tests.benchmarks.bench_train_step --out tests/results/benchmarks/train_step.json
 	$(BIN)/python -m tests.benchmarks.bench_memory_planner --out tests/results/benchmarks/memory_planner.json
@@ -46,7 +45,7 @@ bench: install  ## writes tests/results/benchmarks/*.json, and the README's tabl
 	$(BIN)/python -m tests.benchmarks.table --readme README.md
 
 results: install  ## the experiments over three seeds: 40 minutes of processor time a seed, and 20 for RD-15; a seed that is there is not repeated
-	$(BIN)/redraft experiment RD-2 RD-3 RD-5 RD-7 RD-15 --out tests/results/experiments --readme README.md
+	$(BIN)/redraft experiment RD-2 RD-3 RD-5 RD-7 RD-15 prompt-attention approximate-decoding --out tests/results/experiments --readme README.md
 
 trials: install  ## the learning rates that were tried on the dev scenes of seed 0: an hour
 	$(BIN)/redraft experiment trials --seeds 0 --out tests/results/experiments
