@@ -25,7 +25,10 @@ _TENSOR_FILES = ("model", "optimizer")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """What a training needs to go on exactly. `step` updates are done; `about` is whatever JSON the caller gave, in its order."""
+    """What a training needs to go on exactly. `step` updates are done; `about` is whatever JSON the caller gave.
+
+    Mappings in it keep their order.
+    """
 
     step: int
     model: Mapping[str, Tensor]
