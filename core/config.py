@@ -166,12 +166,20 @@ class ComputeSettings(Settings):
     devices: tuple[DeviceName, ...] = Field(default=("auto",), min_length=1)
     """Where models run, e.g. "cuda:0", "cuda:1"; auto: on every GPU there is, else on the processor."""
     one_model: bool = False
-    """One model on a device at a time, for GPUs that hold no second: none is trained or measured beside another."""
+    """One model on a device at a time, for GPUs that hold no second: none is trained or measured beside another.
+
+    Several `processes` ask for it too: they fill the devices that they train on.
+    """
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether no model is trained or measured beside another."""
+        return self.one_model or self.processes > 1
 
     @property
     def beside(self) -> int:
         """Threads of one of two pieces of work that run side by side."""
-        return self.threads if self.one_model else max(1, self.threads // 2)
+        return self.threads if self.one_at_a_time else max(1, self.threads // 2)
 
 
 _CREDENTIALS = {

@@ -17,7 +17,7 @@ def evaluation(
     config: RunConfig, place: Workplace, arms: dict[str, Ref], test: Ref, parent: str, *, cores: int
 ) -> dict[str, Ref]:
     """Arms (name -> model) -> their evaluations: as many arms side by side as there are cores, a thread each."""
-    workers = 1 if config.compute.one_model else min(cores, len(arms))
+    workers = 1 if config.compute.one_at_a_time else min(cores, len(arms))
     threads = max(1, cores // workers)
     tasks = [
         partial(evaluate.submit, place, _measuring(config, arm), model, test, threads=threads, parent=parent)

@@ -74,7 +74,7 @@ def redraft_run(config: dict[str, Any], place: dict[str, Any], run: str, command
         processes=settings.compute.processes,
         parent=parent,
     )
-    if settings.compute.one_model:
+    if settings.compute.one_at_a_time:
         baseline.wait()
     start = stage_one(settings, here, ground, beside, first)
     close_round(here, first)

@@ -19,6 +19,7 @@ from core.models.settings import ModelSettings, PromptAttention
 from core.settings import Settings
 from core.stage import Output
 from core.training.job import MODEL, TrainJob
+from core.training.loop import TrainResult
 from core.training.settings import CURVES_FILE, TrainSettings, VisionSettings, dump_settings
 from core.training.vision import warm_up_vision
 from data_contracts import Samples, TrainingExamples
@@ -146,6 +147,15 @@ def warm_up(place: Workplace, config: VisionConfig, model: Ref, samples: Ref, *,
     return run(place, stage, compute, parent=parent)
 
 
+def curves_of(result: TrainResult) -> str:
+    """The JSON of a whole training's curve, whether it was interrupted or not; timings are left out."""
+    kept = [
+        (step, {name: value for name, value in metrics.items() if name not in _LEFT_OUT})
+        for step, metrics in result.curve
+    ]
+    return json.dumps(kept)
+
+
 @task(cache_policy=NO_CACHE, task_run_name="finetune {config.name}")
 def finetune(
     place: Workplace,
@@ -161,10 +171,8 @@ def finetune(
 
     def compute(output: Output) -> None:
         rows = read_table(place.store, examples, TrainingExamples)
-        curves: list[tuple[int, dict[str, float]]] = []
 
         def note(step: int, metrics: Mapping[str, float]) -> None:
-            curves.append((step, {name: value for name, value in metrics.items() if name not in _LEFT_OUT}))
             output.progress(step, config.train.steps, metrics)
             return_memory()
 
@@ -174,7 +182,7 @@ def finetune(
         )  # fmt: skip
         result = train_on(place, job, rows, processes=processes, on_metrics=note)
         output.write_folder(output.work / MODEL)
-        output.write_file(CURVES_FILE, json.dumps(curves).encode())
+        output.write_file(CURVES_FILE, curves_of(result).encode())
         before = int(read_manifest(place.store, model.uri).facts.get("train_steps", 0))
         facts = {"train_steps": before + config.train.steps, "training_seconds": result.seconds, **result.metrics}
         output.commit(rows_in=rows.height, ok=rows.height, facts=facts)

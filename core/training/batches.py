@@ -207,18 +207,19 @@ class Examples:
             for first, length in zip(self._first_N[rows], self._length_N[rows], strict=True)
         )
 
-    def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """The rows with these numbers, in this order."""
-        length_B = self._length_N[rows]
-        column_L = np.arange(int(length_B.max()))[None, :]
-        inside_BL = column_L < length_B[:, None]
-        place_BL = np.where(inside_BL, self._first_N[rows][:, None] + column_L, 0)
+    def batch(self, rows: NDArray[np.int64], places_P: NDArray[np.int64] | None = None) -> Batch:
+        """The rows with these numbers, in this order; or those at some places of it, which weigh what they do in it."""
+        weights_BL = token_weights(
+            self._gather(self._kinds, rows, TokenKind.PAD), self._t_N[rows], self._recipe_N[rows], self._objective
+        )
+        if places_P is not None:
+            rows = rows[places_P]
+            weights_BL = np.ascontiguousarray(weights_BL[places_P, : self._length_N[rows].max()])
 
         def gather(flat: NDArray[Any], fill: int) -> NDArray[Any]:
-            return np.where(inside_BL, flat[place_BL], flat.dtype.type(fill))
+            return self._gather(flat, rows, fill)
 
         kinds_BL = gather(self._kinds, TokenKind.PAD)
-        weights_BL = token_weights(kinds_BL, self._t_N[rows], self._recipe_N[rows], self._objective)
         pixels, image_index_B = self._images(rows)
         return Batch(
             input_ids_BL=torch.from_numpy(gather(self._input, self._pad_id)).long(),
@@ -230,6 +231,14 @@ class Examples:
             pixels=pixels,
             image_index_B=image_index_B,
         )
+
+    def _gather(self, flat: NDArray[Any], rows: NDArray[np.int64], fill: int) -> NDArray[Any]:
+        """Rows of a flat array side by side, (B, L), short ones filled."""
+        length_B = self._length_N[rows]
+        column_L = np.arange(int(length_B.max()))[None, :]
+        inside_BL = column_L < length_B[:, None]
+        place_BL = np.where(inside_BL, self._first_N[rows][:, None] + column_L, 0)
+        return np.where(inside_BL, flat[place_BL], flat.dtype.type(fill))
 
     def _images(self, rows: NDArray[np.int64]) -> tuple[Pixels | None, Tensor | None]:
         """Pixels of the distinct images, and which of them each row shows."""
@@ -283,8 +292,8 @@ class TrainingBatches:
         return self._examples.batch(self.order.step(step)).to(self._device)
 
     def part(self, step: int, places_P: NDArray[np.int64]) -> Batch:
-        """Some rows of it, by their places."""
-        return self._examples.batch(self.order.step(step)[places_P]).to(self._device)
+        """Some rows of it, by their places. A token weighs what it does in the whole of them."""
+        return self._examples.batch(self.order.step(step), places_P).to(self._device)
 
     def labels(self, step: int, places_P: NDArray[np.int64] | None = None) -> int:
         """Tokens of its rows, or of some, whose image region is known."""

@@ -25,7 +25,10 @@ _TENSOR_FILES = ("model", "optimizer")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """What a training needs to go on exactly. `step` updates are done; `about` is whatever JSON the caller gave."""
+    """What a training needs to go on exactly. `step` updates are done; `about` is whatever JSON the caller gave.
+
+    Mappings in it keep their order.
+    """
 
     step: int
     model: Mapping[str, Tensor]
@@ -52,7 +55,7 @@ def save_state(folder: Path, state: TrainingState) -> Path:
             digests[name] = _digest(path)
             _sync(path)
         record = {"step": state.step, "about": dict(state.about), "sha256": digests}
-        (draft / "state.json").write_text(json.dumps(record, indent=1, sort_keys=True))
+        (draft / "state.json").write_text(json.dumps(record, indent=1))
         _sync(draft / "state.json")
         _sync(draft)
         shutil.rmtree(final, ignore_errors=True)

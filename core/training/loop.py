@@ -10,9 +10,10 @@ V vocabulary.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, TypedDict, cast
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from core.errors import ConfigError, FatalError
+from core.errors import ConfigError, FatalError, InputError
 from core.models.denoiser import TrainableDenoiser
 from core.objectives import grounding, weighed
 from core.training.batches import Batch
@@ -37,7 +38,7 @@ from core.training.parts import Part, parts_of
 from core.training.settings import TrainSettings, dump_settings
 from core.training.sharding import ALONE, Processes, deal_out, put_together, share_of, whole
 from core.training.trainee import Trainee, prepare
-from core.training.window import Window
+from core.training.window import Totals, Window
 from data_contracts import TokenKind
 
 CurvePoint = tuple[int, Mapping[str, float]]
@@ -87,6 +88,18 @@ class TrainResult:
         return self.curve[-1][1] if self.curve else {}
 
 
+@contextmanager
+def _says_what_saves_memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"the training does not fit into the device's memory: set its micro_batch (rows computed at once) or "
+            f"gradient_checkpointing; `redraft estimate --train` tells what fits. {error}"
+        ) from error
+
+
+@_says_what_saves_memory()
 def train(
     model: TrainableDenoiser,
     batches: Batches,
@@ -117,6 +130,7 @@ def train(
     Raises:
         FatalError: if loss or gradient is not finite; the message names the step.
         ConfigError: if `checkpoint_dir` belongs to a training with other settings, or the settings do not fit.
+        InputError: if the device's memory is too small; the message names what needs less.
     """
     if processes.mesh is not None and settings.optimizer == "muon":
         raise ConfigError("several processes: Muon needs whole matrices, and they are dealt out: use adamw")
@@ -125,8 +139,8 @@ def train(
     if processes.mesh is not None:
         deal_out(step_loss, model, processes, pictured=batches.pictured)
     optimizers = build_optimizers(model, settings, trainee.rates)
-    first, curve = _resume(trainee, optimizers, checkpoint_dir)
-    window, started = Window(), time.monotonic()
+    first, curve, window = _resume(trainee, optimizers, checkpoint_dir)
+    started = time.monotonic()
     parts = parts_of(settings.batch_size, micro_batch=settings.micro_batch, rank=processes.rank, world=processes.world)
     torch.set_num_threads(threads)  # and left so: to set it back would change trainings beside this one
     for step in range(first, settings.steps):
@@ -141,7 +155,8 @@ def train(
             if on_metrics is not None and processes.rank == 0:
                 on_metrics(*curve[-1])
         if checkpoint_dir is not None and (done % settings.checkpoint_every == 0 or done == settings.steps):
-            _save(trainee, optimizers, curve, checkpoint_dir, done, processes)
+            reported: _Reported = {"curve": curve, "window": window.totals(processes.gather)}
+            _save(trainee, optimizers, reported, checkpoint_dir, done, processes)
     seconds = time.monotonic() - started
     if processes.mesh is not None:
         put_together(model, processes)
@@ -238,16 +253,24 @@ def _update(trainee: Trainee, optimizers: list[Optimizer], measured: list[dict[s
     return norm
 
 
-def _resume(trainee: Trainee, optimizers: list[Optimizer], folder: Path | None) -> tuple[int, list[CurvePoint]]:
-    """Load the newest checkpoint, if there is one. Returns the number of updates that are done, and their curve."""
+class _Reported(TypedDict):
+    """The metrics of the updates that are done: their means, and what the next report begins with."""
+
+    curve: list[CurvePoint]
+    window: Totals
+
+
+def _resume(trainee: Trainee, optimizers: list[Optimizer], folder: Path | None) -> tuple[int, list[CurvePoint], Window]:
+    """Load the newest checkpoint, if there is one. Returns the number of updates that are done, and their metrics."""
     state = load_latest(folder) if folder is not None else None
     if state is None:
-        return 0, []
+        return 0, [], Window()
     if state.about["settings"] != _decisive(trainee.settings):
         raise ConfigError(f"{folder} holds checkpoints of a training with other settings: use another folder")
     _load_trained(trainee, state.model)
     load_optimizer_tensors(trainee.model.named_parameters(), optimizers, state.optimizer)
-    return state.step, [(step, metrics) for step, metrics in state.about["curve"]]
+    curve = [(step, metrics) for step, metrics in state.about["curve"]]
+    return state.step, curve, Window(before=state.about["window"])
 
 
 @torch.no_grad()
@@ -262,7 +285,7 @@ def _load_trained(trainee: Trainee, tensors: Mapping[str, Tensor]) -> None:
 def _save(
     trainee: Trainee,
     optimizers: list[Optimizer],
-    curve: list[CurvePoint],
+    reported: _Reported,
     folder: Path,
     step: int,
     processes: Processes,
@@ -270,12 +293,15 @@ def _save(
     """All processes gather, the first one writes."""
     model = processes.whole(trainee.trained())
     optimizer = processes.whole(optimizer_tensors(trainee.model.named_parameters(), optimizers))
-    about = {"settings": _decisive(trainee.settings), "curve": curve}
+    about = {"settings": _decisive(trainee.settings), **reported}
     if processes.rank == 0:
         save_state(folder, TrainingState(step=step, model=model, optimizer=optimizer, about=about))
 
 
+_GOES_ON = ("log_every", "checkpoint_every", "micro_batch", "gradient_checkpointing")
+"""Settings that a training may go on without: they change no update, those of memory up to rounding."""
+
+
 def _decisive(settings: TrainSettings) -> dict[str, object]:
     """The settings that the weights depend on."""
-    dumped = dump_settings(settings)
-    return {name: value for name, value in dumped.items() if name not in ("log_every", "checkpoint_every")}
+    return {name: value for name, value in dump_settings(settings).items() if name not in _GOES_ON}

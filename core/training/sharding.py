@@ -94,10 +94,16 @@ def layers_of(model: TrainableDenoiser) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def put_together(model: TrainableDenoiser, processes: Processes) -> None:
-    """Give the model of process 0 whole parameters, on the processor: to be saved, not to be run. Others lose them."""
+    """Give the model of process 0 whole parameters, on the processor: to be saved, not to be run. Others lose them.
+
+    A parameter that several modules share is gathered once, and they go on sharing it.
+    """
     parts = cast(nn.Module, model)
-    for name, p in list(parts.named_parameters()):
-        full = whole(p)
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for name, p in list(parts.named_parameters(remove_duplicate=False)):
+        if p not in made:
+            full = whole(p)
+            kept = full.cpu() if processes.rank == 0 else torch.empty(0)
+            made[p] = nn.Parameter(kept, requires_grad=p.requires_grad)
         owner, _, attribute = name.rpartition(".")
-        kept = full.cpu() if processes.rank == 0 else torch.empty(0)
-        setattr(parts.get_submodule(owner), attribute, nn.Parameter(kept, requires_grad=p.requires_grad))
+        setattr(parts.get_submodule(owner), attribute, made[p])

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -16,10 +17,21 @@ def alone(steps: list[list[Values]]) -> list[list[list[Values]]]:
     return [steps]
 
 
+class Totals(TypedDict):
+    """Sums of a window's metrics, times their weights, and the sums of those. JSON keeps it as it is."""
+
+    sums: Values
+    weights: Values
+
+
 @dataclass
 class Window:
-    """Metrics since it was made; tensors become numbers when the means are asked for, and not before."""
+    """Metrics since it was made; tensors become numbers when means or totals are asked for, and not before.
 
+    One made of another's totals goes on with it: its means have the bits that the other's would have had.
+    """
+
+    before: Totals = field(default_factory=lambda: Totals(sums={}, weights={}))
     steps: list[list[Mapping[str, Tensor]]] = field(default_factory=list)
     shared: list[Mapping[str, Tensor]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
@@ -36,17 +48,22 @@ class Window:
         taken, and the largest of `weight/max`.
         """
         took = max(time.monotonic() - self.started, 1e-9)
+        totals = self.totals(gather)
+        rate = len(self.steps) / took
+        means = {name: total / totals["weights"][name] for name, total in totals["sums"].items()}
+        return means | {"steps_per_second": rate}
+
+    def totals(self, gather: Gather = alone) -> Totals:
+        """What another window needs to go on with this one."""
         measured = gather([[_numbers(part) for part in parts] for parts in self.steps])
-        sums: Values = {}
-        weights: Values = {}
+        sums, weights = dict(self.before["sums"]), dict(self.before["weights"])
         for number, shared in enumerate(self.shared):
             metrics = _joined([part for process in measured for part in process[number]]) | _numbers(shared)
             for name, value in metrics.items():
                 weight = _tokens(name, metrics) or 1.0
                 sums[name] = sums.get(name, 0.0) + weight * value
                 weights[name] = weights.get(name, 0.0) + weight
-        rate = len(self.steps) / took
-        return {name: total / weights[name] for name, total in sums.items()} | {"steps_per_second": rate}
+        return Totals(sums=sums, weights=weights)
 
 
 def _numbers(metrics: Mapping[str, Tensor]) -> Values:

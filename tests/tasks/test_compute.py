@@ -36,6 +36,14 @@ def test_a_device_that_is_not_there_is_an_error(gpus):
         ComputeSettings(devices=())
 
 
+def test_processes_that_train_together_leave_no_room_for_a_model_beside_theirs():
+    assert not ComputeSettings(threads=4).one_at_a_time
+    assert ComputeSettings(threads=4).beside == 2
+    for alone in (ComputeSettings(threads=4, processes=2), ComputeSettings(threads=4, one_model=True)):
+        assert alone.one_at_a_time
+        assert alone.beside == 4
+
+
 def test_a_gpu_drafts_one_shard_at_a_time(gpus):
     assert shards_at_once(["auto"], threads=8, each=4) == 3
     assert shards_at_once(["cuda:1"], threads=8, each=4) == 1

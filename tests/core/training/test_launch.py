@@ -12,12 +12,13 @@ import torch
 
 from core.corruption.mask import mask_rows
 from core.corruption.settings import MaskSettings, ObjectiveSettings
-from core.errors import ConfigError
+from core.errors import ConfigError, FatalError, InputError
 from core.models.denoiser import load_denoiser
 from core.training.job import MODEL, STEPS, TrainJob, train_here
-from core.training.launch import train_apart
+from core.training.launch import _what_stopped_it, train_apart
 from core.training.loop import train
 from core.training.settings import LoraSettings, TrainSettings
+from core.training.worker import _leave_behind
 from tests.core.models.checkpoints import DATA, published
 from tests.core.models.test_published_use import LENGTH, PICTURES, load_image, samples
 from tests.core.training.trainings import Cut, apart, batches_of
@@ -68,6 +69,14 @@ def test_what_stops_a_process_is_what_the_caller_hears(tmp_path):
     job, rows = job_in(tmp_path, SETTINGS.model_copy(update={"lora": LoraSettings(rank=2, targets=("nowhere",))}))
     with pytest.raises(ConfigError, match="no linear layer 'nowhere'"):
         train_apart(job, rows, FILES.__getitem__, devices=["cpu"], on_metrics=lambda *_: None)
+
+
+def test_an_error_of_a_worker_keeps_its_type_and_words(tmp_path):
+    _leave_behind(tmp_path, InputError("the training does not fit: set its micro_batch"))
+    _leave_behind(tmp_path, FatalError("the others are gone"))
+    heard = _what_stopped_it(tmp_path, 1, ["chatter"])
+    assert type(heard) is InputError
+    assert str(heard) == "the training does not fit: set its micro_batch"
 
 
 PARENT = """

@@ -11,10 +11,12 @@ import torch.multiprocessing
 from core.errors import ConfigError
 from core.models.denoiser import load_denoiser
 from core.training.loop import train
-from core.training.sharding import Processes
+from core.training.sharding import ALONE, Processes, put_together
+from core.training.trainee import prepare
 from tests.core.models.checkpoints import published
+from tests.core.models.test_masked_lm import CONFIGS, written
 from tests.core.training import two_processes
-from tests.core.training.trainings import apart, batches_of, same_bits, trained
+from tests.core.training.trainings import apart, batches_of, same_bits, trained, weights
 
 pytestmark = pytest.mark.timeout(600)  # processes that wait for each other are slow on a machine that others use
 
@@ -25,6 +27,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     torch.set_num_threads(1)
     base = tmp_path_factory.mktemp("sharding")
     checkpoint = published(base, "llada_v_tiny")
+    written(base / "bert", CONFIGS["bert"])
     (base / "two").mkdir()
     torch.multiprocessing.spawn(two_processes.run, args=(checkpoint, base / "two"), nprocs=2)
     two_processes.alone(checkpoint, base / "one")
@@ -45,6 +48,27 @@ def test_two_processes_end_where_one_does(found, name):
         assert ours["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
     models = [load_denoiser(folder / name) for folder in (two, one)]
     assert apart(*models, load_denoiser(checkpoint)) < 5e-3
+
+
+def test_two_processes_train_a_head_that_shares_the_token_embedding(found):
+    checkpoint, two, one = found
+    ours, alone = (load_denoiser(folder / "tied") for folder in (two, one))
+    start = load_denoiser(checkpoint.parent / "bert")
+    assert len(list(start.parameters())) < len(list(start.named_parameters(remove_duplicate=False)))
+    assert apart(ours, alone, start) < 5e-3
+    assert [step for step, _ in curve(two, "tied")] == [1, 2, 3]
+
+
+def test_parameters_that_are_shared_stay_so_when_they_are_put_together(tmp_path):
+    written(tmp_path, CONFIGS["bert"])
+    model, settings = load_denoiser(tmp_path), two_processes.PLAIN
+    before = weights(model)
+    trainee = prepare(model, settings, seed=0)
+    names = [name for name, _ in model.named_parameters()]
+    put_together(model, ALONE)
+    assert [name for name, _ in model.named_parameters()] == names
+    trainee.finish()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_each_process_holds_half_of_every_parameter(found):

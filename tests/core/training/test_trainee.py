@@ -151,6 +151,31 @@ def test_micro_batches_share_the_loss_of_the_region_head_by_their_labels():
     assert second.metrics["loss"] == pytest.approx(first.metrics["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("kind_count", ["row", "batch"])
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_token_weighs_in_a_part_what_it_weighs_in_the_whole_step(kind_count, world):
+    objective = ObjectiveSettings(kind_count=kind_count)
+    batches = TrainingBatches(FRAME, scene_model(), image, batch_size=16, seed=0, objective=objective)
+    whole = batches.batch(1)
+    for rank in range(world):
+        for part in parts_of(16, micro_batch=3, rank=rank, world=world):
+            split = batches.part(1, part.places)
+            length = split.weights_BL.shape[1]
+            assert torch.equal(split.weights_BL, whole.weights_BL[part.places, :length])
+            assert not whole.weights_BL[part.places, length:].any()
+
+
+def test_micro_batches_give_the_update_of_a_step_whose_kinds_are_counted_in_the_batch():
+    def after(micro_batch):
+        model, objective = scene_model(), ObjectiveSettings(kind_count="batch")
+        batches = TrainingBatches(FRAME, model, image, batch_size=16, seed=0, objective=objective)
+        return model, train(model, batches, changed(batch_size=16, micro_batch=micro_batch))
+
+    (whole, first), (split, second) = after(0), after(3)
+    assert apart(whole, split, scene_model()) < 5e-3
+    assert second.metrics["loss"] == pytest.approx(first.metrics["loss"], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("batch_size", "micro_batch", "world"), [(8, 0, 1), (8, 3, 1), (8, 3, 2), (7, 2, 3), (2, 0, 4)]
 )
@@ -205,6 +230,17 @@ def test_a_training_with_everything_goes_on_with_the_same_bits(folder, tmp_path)
     again, result = trained(folder, settings, checkpoint_dir=tmp_path)
     assert result.resumed_at == 2
     assert same_bits(whole, again)
+
+
+def test_a_training_that_ran_out_of_memory_goes_on_with_settings_that_need_less(folder, tmp_path):
+    whole, _ = trained(folder, changed())
+    cut = load_denoiser(folder)
+    with pytest.raises(InterruptedError):
+        train(cut, Cut(batches_of(cut, changed()), 2), changed(), checkpoint_dir=tmp_path)
+    less = changed(micro_batch=4, gradient_checkpointing=True)
+    again, result = trained(folder, less, checkpoint_dir=tmp_path)
+    assert result.resumed_at == 2
+    assert apart(whole, again, load_denoiser(folder)) < 5e-3
 
 
 def test_rows_of_similar_length_come_together_and_every_one_once_an_epoch():

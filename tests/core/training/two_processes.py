@@ -73,6 +73,15 @@ def every_case(checkpoint: Path, folder: Path, processes: Processes, seen: Calla
         write(folder, "one blind", model, result)
 
 
+def tied(checkpoint: Path, folder: Path, processes: Processes) -> None:
+    """A masked language model whose head shares the token embedding; rows of text alone."""
+    model = load_denoiser(checkpoint)
+    settings = PLAIN.model_copy(update={"micro_batch": 2})
+    result = train(model, batches_of(model, settings, [None] * 4), settings, processes=processes)
+    if processes.rank == 0:
+        write(folder, "tied", model, result)
+
+
 def cut_and_resumed(checkpoint: Path, folder: Path, processes: Processes, name: str, *, steps: Path) -> None:
     """Train until the third update fails, and once more from the checkpoint that is left."""
     settings = CASES[name]
@@ -103,6 +112,7 @@ def run(rank: int, checkpoint: Path, folder: Path) -> None:
 
     every_case(checkpoint, folder, processes, seen)
     cut_and_resumed(checkpoint, folder, processes, "lora", steps=folder / "steps")
+    tied(folder.parent / "bert", folder, processes)
     if rank == 0:
         (folder / "shards.json").write_text(json.dumps(shards))
     dist.barrier()
@@ -111,3 +121,4 @@ def run(rank: int, checkpoint: Path, folder: Path) -> None:
 
 def alone(checkpoint: Path, folder: Path) -> None:
     every_case(checkpoint, folder, ALONE, lambda model: None)
+    tied(folder.parent / "bert", folder, ALONE)
