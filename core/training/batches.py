@@ -1,4 +1,4 @@
-"""TrainingExamples -> batches of tensors, and the order in which rows are read.
+"""TrainingExamples -> batches of tensors.
 
 Shapes: N rows of the dataset, B rows of a batch, L tokens of its longest row, U distinct images of it.
 """
@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -21,7 +20,7 @@ from core.corruption.weights import token_weights
 from core.errors import InputError
 from core.models.denoiser import Pixels, TrainableDenoiser
 from core.models.special_tokens import image_placeholder
-from core.seeds import rng
+from core.training.order import ByLength, DataOrder
 from data_contracts import TokenKind
 
 LoadImage = Callable[[str], NDArray[np.uint8]]
@@ -70,58 +69,6 @@ class Batch:
             value = getattr(self, field.name)
             moved[field.name] = None if value is None else value.to(device, non_blocking=True)
         return type(self)(**moved)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOrder:
-    """Which rows a step reads: a pure function of (seed, step). Epochs are permutations, put end to end.
-
-    Every batch is full; one may hold the end of an epoch and the beginning of the next.
-    """
-
-    rows: int
-    batch_size: int
-    seed: int
-
-    def steps(self, epochs: float) -> int:
-        """Steps that read every row `epochs` times, rounded up."""
-        return max(1, int(np.ceil(self.rows * epochs / self.batch_size)))
-
-    def step(self, k: int) -> NDArray[np.int64]:
-        """The rows of step k (from 0), (batch_size,)."""
-        places = np.arange(k * self.batch_size, (k + 1) * self.batch_size)
-        epochs, within = np.divmod(places, self.rows)
-        picked = np.empty(self.batch_size, dtype=np.int64)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == epoch
-            picked[here] = _permutation(self.rows, self.seed, epoch)[within[here]]
-        return picked
-
-
-@dataclass(frozen=True, kw_only=True)
-class ByLength:
-    """As `plain`, but of the rows of `steps` steps in a row, those of similar length come together.
-
-    The rows of a step stand in order of length; which of the steps comes first is drawn.
-    """
-
-    plain: DataOrder
-    steps: int
-    length_N: NDArray[np.int64]
-
-    def step(self, k: int) -> NDArray[np.int64]:
-        """The rows of step k (from 0), (batch_size,)."""
-        number, within = divmod(k, self.steps)
-        size = self.plain.batch_size
-        rows = DataOrder(rows=self.plain.rows, batch_size=size * self.steps, seed=self.plain.seed).step(number)
-        ranked = rows[np.argsort(self.length_N[rows], kind="stable")]
-        place = int(rng("bucket", self.plain.seed, number).permutation(self.steps)[within])
-        return ranked[place * size : (place + 1) * size]
-
-
-@lru_cache(maxsize=4)
-def _permutation(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return rng("data order", seed, epoch).permutation(rows)
 
 
 class ImageCache:

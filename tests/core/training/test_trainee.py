@@ -10,11 +10,12 @@ from core.corruption.settings import ObjectiveSettings
 from core.errors import ConfigError, InputError
 from core.models.denoiser import load_denoiser, save_denoiser
 from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
-from core.training.batches import ByLength, DataOrder, TrainingBatches
+from core.training.batches import TrainingBatches
 from core.training.checkpoint import load_latest
 from core.training.groups import group_of
 from core.training.loop import train
 from core.training.optim import build_optimizers, learning_rate, set_learning_rate
+from core.training.order import ByLength, DataOrder
 from core.training.parts import parts_of
 from core.training.settings import GroupRates, LoraSettings, TrainSettings
 from core.training.trainee import prepare
