@@ -161,7 +161,7 @@ def estimate(
     memory_gb
         With --train: memory of a process in GB; left out, that of this machine's GPU, or its share of the main memory.
     image
-        With --train: width and height of the images, where the number of their tiles depends on it.
+        With --train: width and height of the images, where the positions that they take depend on it.
     tokenizer
         As for `redraft revise`.
     json

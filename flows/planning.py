@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from core.config import RunConfig
-from core.errors import ConfigError
-from core.training.memory import MemoryPlan, Remedy, RowSizes, blank, plan_training, remedies, tiles_of
+from core.corruption.responses import prompt_ids
+from core.errors import ConfigError, InputError
+from core.models.pretrained import PretrainedDenoiser
+from core.training.memory import MemoryPlan, Remedy, RowSizes, blank, plan_training, remedies
 from core.training.settings import TrainSettings
 from flows.running import DONE, FAILED, emit
 
@@ -36,24 +38,20 @@ def run_planning(config: RunConfig, *, memory_gb: float | None, image: tuple[int
     checkpoint, processes = Path(config.model.checkpoint), config.compute.processes
     available = memory_gb * _GB if memory_gb else _memory(processes)
     budget = int((available - _RUNTIME) / _ROOM)
-    model = config.model
-    row = RowSizes(
-        text=model.prompt_length + model.response_length,
-        supervised=model.response_length,
-        tiles=tiles_of(blank(checkpoint), *image),
-    )
+    row, said = _row(config, blank(checkpoint), image)
     plans: dict[str, MemoryPlan] = {}
     helps: dict[str, list[Remedy]] = {}
     for name, settings in _trainings(config).items():
         plans[name] = plan_training(blank(checkpoint), settings, row, processes=processes)
         if plans[name].total > budget:
             helps[name] = remedies(lambda: blank(checkpoint), settings, row, processes=processes, memory=budget)
-    _print(plans, helps, row, available)
+    _print(plans, helps, said, available)
     if json:
         emit(
             {
                 "verb": "estimate",
                 "row": asdict(row),
+                "assumed": said,
                 "memory_bytes": int(available),
                 "needed_bytes": {name: _needed(plan) for name, plan in plans.items()},
                 "plans": {name: asdict(plan) for name, plan in plans.items()},
@@ -63,6 +61,29 @@ def run_planning(config: RunConfig, *, memory_gb: float | None, image: tuple[int
             }
         )
     return FAILED if helps else DONE
+
+
+def _row(config: RunConfig, model: PretrainedDenoiser, image: tuple[int, int]) -> tuple[RowSizes, str]:
+    """A long row as this configuration and this model make it, and in words what was taken to be in it.
+
+    Raises:
+        InputError: the model cannot read an image of this size.
+    """
+    response, default = config.model.response_length, config.ingest.default_prompt
+    sees = model.vision is not None
+    own = prompt_ids(model.tokenizer, default, with_image=sees)
+    prompt = max(config.model.prompt_length, len(own))
+    by = f"{default!r} in the model's own template" if prompt == len(own) else "model.prompt_length"
+    said = f"rows of {prompt:,} tokens of a prompt ({by}) and {response:,} of a response"
+    if not sees:
+        return RowSizes(text=prompt + response, supervised=response), said
+    width, height = image
+    try:
+        positions = model.image_positions(width, height)
+    except ValueError as error:
+        raise InputError(f"--image {width} {height}: {error}") from error
+    row = RowSizes(text=prompt + response, supervised=response, image=(width, height))
+    return row, f"{said}, and an image of {width} x {height}, which takes {positions:,} positions"
 
 
 def _trainings(config: RunConfig) -> dict[str, TrainSettings]:
@@ -83,17 +104,16 @@ def _needed(plan: MemoryPlan) -> int:
     return int(plan.total * _ROOM + _RUNTIME)
 
 
-def _print(plans: dict[str, MemoryPlan], helps: dict[str, list[Remedy]], row: RowSizes, available: float) -> None:
+def _print(plans: dict[str, MemoryPlan], helps: dict[str, list[Remedy]], said: str, available: float) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("GB a process", *plans):
         table.add_column(column, justify="left" if column == "GB a process" else "right")
-    for part in ("weights", "gradients", "optimizer", "gathered", "working"):
+    for part in ("weights", "gradients", "optimizer", "gathered", "working", "start"):
         table.add_row(part, *(f"{getattr(plan, part) / _GB:,.1f}" for plan in plans.values()))
     table.add_row("needed", *(f"{_needed(plan) / _GB:,.1f}" for plan in plans.values()))
     console = Console()
     console.print(table)
-    images = f", an image of {row.tiles} tiles" if row.tiles else ""
-    console.print(f"for rows of {row.text:,} tokens{images}; there are {available / _GB:,.1f} GB", highlight=False)
+    console.print(f"for {said}; there are {available / _GB:,.1f} GB", highlight=False)
     for name in plans:
         if name not in helps:
             console.print(f"{name} fits", style="green")

@@ -31,7 +31,7 @@ LOADERS: dict[str, str] = {
 }
 """`model_type` of config.json -> `module:function` that loads such a folder; imported only when it is asked for.
 
-Every type that transformers knows as a masked language model is loaded too.
+A type that transformers knows as a masked language model is tried too: see core.models.masked_lm.
 """
 
 _MASKED_LM = "core.models.masked_lm:load"

@@ -1,4 +1,6 @@
-"""Any masked language model of transformers (BERT, ModernBERT, ModernVBert, ...) as a Denoiser.
+"""A masked language model of transformers as a Denoiser: BERT, RoBERTa, ALBERT, ModernBERT, ModernVBert.
+
+Others are loaded if they are a base model followed by its head, which is tried out, and refused if not.
 
 Loading and saving are transformers' own, so the layout stays what it was. Dropout is off in training too: a step then
 depends on its rows alone.

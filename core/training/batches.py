@@ -1,4 +1,4 @@
-"""TrainingExamples -> batches of tensors, and the order in which rows are read.
+"""TrainingExamples -> batches of tensors.
 
 Shapes: N rows of the dataset, B rows of a batch, L tokens of its longest row, U distinct images of it.
 """
@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -20,12 +19,16 @@ from core.corruption.settings import ObjectiveSettings
 from core.corruption.weights import token_weights
 from core.errors import InputError
 from core.models.denoiser import Pixels, TrainableDenoiser
-from core.seeds import rng
+from core.models.special_tokens import image_placeholder
+from core.training.order import ByLength, DataOrder
 from data_contracts import TokenKind
 
 LoadImage = Callable[[str], NDArray[np.uint8]]
 Preprocess = Callable[[Sequence[NDArray[np.uint8]]], Pixels]
+ImagePositions = Callable[[int, int], int]
 _DECODERS = 4
+_AT_ONCE = 64
+"""Images in memory together while all are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,8 @@ class Batch:
     """What one forward and its loss need. Rows are padded on the right to the longest: kind PAD, not valid, weight 0.
 
     `pixels` holds each distinct image of the batch once, row b shows image `image_index_B[b]`; both are None for text.
-    `regions_BL` is None if no row of the dataset is grounded.
+    `regions_BL` is None if no row of the dataset is grounded. `positions_B`: of each row in the model, where images
+    stand inside the text; None where a row is as long as its text.
     """
 
     input_ids_BL: Tensor
@@ -44,11 +48,19 @@ class Batch:
     regions_BL: Tensor | None
     pixels: Pixels | None
     image_index_B: Tensor | None
+    positions_B: Tensor | None = None
 
     @property
     def rows(self) -> int:
         """B."""
         return self.input_ids_BL.shape[0]
+
+    @property
+    def padding(self) -> Tensor:
+        """Share of the positions that are computed and belong to no row."""
+        if self.positions_B is None:
+            return 1.0 - self.valid_BL.float().mean()
+        return 1.0 - self.positions_B.float().mean() / self.positions_B.max()
 
     def to(self, device: torch.device | str) -> Self:
         """The batch on another device."""
@@ -57,58 +69,6 @@ class Batch:
             value = getattr(self, field.name)
             moved[field.name] = None if value is None else value.to(device, non_blocking=True)
         return type(self)(**moved)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOrder:
-    """Which rows a step reads: a pure function of (seed, step). Epochs are permutations, put end to end.
-
-    Every batch is full; one may hold the end of an epoch and the beginning of the next.
-    """
-
-    rows: int
-    batch_size: int
-    seed: int
-
-    def steps(self, epochs: float) -> int:
-        """Steps that read every row `epochs` times, rounded up."""
-        return max(1, int(np.ceil(self.rows * epochs / self.batch_size)))
-
-    def step(self, k: int) -> NDArray[np.int64]:
-        """The rows of step k (from 0), (batch_size,)."""
-        places = np.arange(k * self.batch_size, (k + 1) * self.batch_size)
-        epochs, within = np.divmod(places, self.rows)
-        picked = np.empty(self.batch_size, dtype=np.int64)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == epoch
-            picked[here] = _permutation(self.rows, self.seed, epoch)[within[here]]
-        return picked
-
-
-@dataclass(frozen=True, kw_only=True)
-class ByLength:
-    """As `plain`, but of the rows of `steps` steps in a row, those of similar length come together.
-
-    The rows of a step stand in order of length; which of the steps comes first is drawn.
-    """
-
-    plain: DataOrder
-    steps: int
-    length_N: NDArray[np.int64]
-
-    def step(self, k: int) -> NDArray[np.int64]:
-        """The rows of step k (from 0), (batch_size,)."""
-        number, within = divmod(k, self.steps)
-        size = self.plain.batch_size
-        rows = DataOrder(rows=self.plain.rows, batch_size=size * self.steps, seed=self.plain.seed).step(number)
-        ranked = rows[np.argsort(self.length_N[rows], kind="stable")]
-        place = int(rng("bucket", self.plain.seed, number).permutation(self.steps)[within])
-        return ranked[place * size : (place + 1) * size]
-
-
-@lru_cache(maxsize=4)
-def _permutation(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return rng("data order", seed, epoch).permutation(rows)
 
 
 class ImageCache:
@@ -124,6 +84,19 @@ class ImageCache:
         with ThreadPoolExecutor(_DECODERS, "images") as threads:
             loaded = dict(zip(missing, threads.map(self._load, missing), strict=True))
         return [self._keep(sha, loaded.get(sha)) for sha in shas]
+
+    def positions(self, shas: Sequence[str], image_positions: ImagePositions) -> dict[str, int]:
+        """Of each of these images in a text. Raises InputError for one of a size that the model cannot read."""
+        found = {}
+        for first in range(0, len(shas), _AT_ONCE):
+            some = shas[first : first + _AT_ONCE]
+            for sha, image in zip(some, self.several(some), strict=True):
+                height, width = image.shape[:2]
+                try:
+                    found[sha] = image_positions(width, height)
+                except ValueError as error:
+                    raise InputError(f"image {sha} of {width} x {height}: {error}") from error
+        return found
 
     def __call__(self, sha: str) -> NDArray[np.uint8]:
         """The image of uint8 H x W x 3."""
@@ -150,10 +123,12 @@ class Examples:
         objective: says what each token weighs.
         load_image: decodes an image by its sha256; needed if rows have images.
         preprocess: distinct images -> pixels (a denoiser's `pixels`); needed if rows have images.
+        image_positions: (width, height) -> positions that an image takes inside the text, in place of one token; every
+            image is then read once, at the start. None: images stand outside of the text.
         cache_bytes: memory for decoded images.
 
     Raises:
-        InputError: no rows, or rows with images beside rows without.
+        InputError: no rows, rows with images beside rows without, or an image of a size that the model cannot read.
     """
 
     def __init__(
@@ -164,6 +139,7 @@ class Examples:
         objective: ObjectiveSettings,
         load_image: LoadImage | None = None,
         preprocess: Preprocess | None = None,
+        image_positions: ImagePositions | None = None,
         cache_bytes: int = 2**30,
     ) -> None:
         if frame.height == 0:
@@ -184,6 +160,10 @@ class Examples:
         self._t_N = frame["t"].to_numpy()
         self._recipe_N = frame["recipe"].cast(pl.String).to_numpy().astype(np.str_)
         self._sha_N = frame["image_sha"].to_list()
+        self._positions_N = None
+        if self._load is not None and image_positions is not None:
+            of_image = self._load.positions(list(dict.fromkeys(self._sha_N)), image_positions)
+            self._positions_N = self._length_N - 1 + np.array([of_image[sha] for sha in self._sha_N])
 
     def __len__(self) -> int:
         return len(self._length_N)
@@ -195,8 +175,8 @@ class Examples:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row, (N,)."""
-        return self._length_N
+        """Positions of each row in the model, (N,): its tokens, and those of an image inside the text."""
+        return self._length_N if self._positions_N is None else self._positions_N
 
     def labels(self, rows: NDArray[np.int64]) -> int:
         """Tokens of these rows whose image region is known."""
@@ -230,6 +210,7 @@ class Examples:
             regions_BL=None if self._regions is None else torch.from_numpy(gather(self._regions, -1)),
             pixels=pixels,
             image_index_B=image_index_B,
+            positions_B=None if self._positions_N is None else torch.from_numpy(self._positions_N[rows]),
         )
 
     def _gather(self, flat: NDArray[Any], rows: NDArray[np.int64], fill: int) -> NDArray[Any]:
@@ -263,7 +244,7 @@ class TrainingBatches:
         bucket: updates whose rows are dealt out by length; 0: none.
 
     Raises:
-        InputError: no rows, or rows with images beside rows without.
+        InputError: no rows, rows with images beside rows without, or rows that are too long for the model.
     """
 
     def __init__(
@@ -281,8 +262,14 @@ class TrainingBatches:
         if not isinstance(pad_id, int):
             raise InputError("the tokenizer needs a pad token: set tokenizer.pad_token")
         self._examples = Examples(
-            frame, pad_id=pad_id, objective=objective, load_image=load_image, preprocess=model.pixels
+            frame,
+            pad_id=pad_id,
+            objective=objective,
+            load_image=load_image,
+            preprocess=model.pixels,
+            image_positions=None if image_placeholder(model.tokenizer) is None else model.image_positions,
         )
+        _check_lengths(self._examples.lengths, model.max_positions)
         plain = DataOrder(rows=frame.height, batch_size=batch_size, seed=seed)
         self.order = plain if bucket == 0 else ByLength(plain=plain, steps=bucket, length_N=self._examples.lengths)
         self._device = next(iter(model.parameters())).device
@@ -304,6 +291,17 @@ class TrainingBatches:
     def pictured(self) -> bool:
         """Whether the rows show images."""
         return self._examples.pictured
+
+
+def _check_lengths(length_N: NDArray[np.int64], most: int) -> None:
+    """Raise InputError if any row is longer than the model reads: now, and not in the middle of a training."""
+    too_long = int((length_N > most).sum())
+    if too_long:
+        raise InputError(
+            f"{too_long} of {len(length_N)} training rows are too long: the longest has {int(length_N.max())} "
+            f"positions of text and image, and the model reads {most}. Use smaller images, shorter prompts or a "
+            "smaller model.response_length"
+        )
 
 
 def _flat_regions(frame: pl.DataFrame, length_N: NDArray[np.int64]) -> NDArray[np.int16] | None:

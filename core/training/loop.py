@@ -212,8 +212,7 @@ def _backward(step_loss: StepLoss, share: _Share) -> dict[str, Tensor]:
     loss.backward()
     if share.scale == 0.0:
         return {}
-    padding = 1.0 - share.batch.valid_BL.float().mean()
-    return {**metrics, "loss": loss.detach(), "padding": padding}
+    return {**metrics, "loss": loss.detach(), "padding": share.batch.padding}
 
 
 def batch_loss(model: TrainableDenoiser, batch: Batch, grounding_weight: float) -> tuple[Tensor, dict[str, Tensor]]:

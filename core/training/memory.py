@@ -4,7 +4,7 @@ The step itself is run, on tensors that have sizes and no content (torch's FakeT
 checkpoint of activations and cast to bf16 is that of the training, and the sizes of all tensors that are alive at the
 same time are added up. What kernels take for themselves, allocators keep, and the data take is not in it.
 
-Shapes: B rows computed at once, L text tokens, F image features of a row, T tiles, N supervised tokens, D hidden size.
+Shapes: B rows computed at once, L text tokens, N supervised tokens, D hidden size.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,32 +23,32 @@ from core.errors import InputError
 from core.models.checkpoint import read_config
 from core.models.denoiser import LOADERS, load_denoiser
 from core.models.pretrained import PretrainedDenoiser
-from core.models.vision import TiledVision
+from core.training.memory_images import image_features
 from core.training.optim import Muon, build_optimizers
 from core.training.settings import LoraSettings, TrainSettings
 from core.training.sharding import layers_of
 from core.training.trainee import Trainee, prepare
 
-_TILES = 64
-"""Tiles that go through a tower at once, as in core.models.vision."""
 _ADAPTER = LoraSettings(rank=16)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowSizes:
-    """A long row of the data: prompt and response in tokens, those that are supervised, and its images' tiles."""
+    """A long row of the data: prompt and response in tokens, those that are supervised, and its image in pixels."""
 
     text: int
     supervised: int
-    tiles: int = 0
+    image: tuple[int, int] | None = None
+    """Width and height."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes of one process at the worst moment of a step: their sum is what is needed.
+    """Bytes of one process at the worst moment of a step, and before the first.
 
     gathered: parameters of other processes that it holds while it computes with them. working: activations, the loss,
-    and what the optimizer's step or the backward pass hold for a while.
+    and what the optimizer's step or the backward pass hold for a while. start: all weights, in the dtypes that they are
+    trained in, which each process has whole until they are dealt out.
     """
 
     weights: int
@@ -56,11 +56,17 @@ class MemoryPlan:
     optimizer: int
     gathered: int
     working: int
+    start: int
+
+    @property
+    def step(self) -> int:
+        """Of a step: the sum of its parts."""
+        return self.weights + self.gradients + self.optimizer + self.gathered + self.working
 
     @property
     def total(self) -> int:
-        """The sum."""
-        return self.weights + self.gradients + self.optimizer + self.gathered + self.working
+        """What is needed: for a step, or for the start if that takes more."""
+        return max(self.step, self.start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +109,15 @@ def plan_training(
                 optimizer=moments // processes,
                 gathered=_gathered(model),
                 working=working,
+                start=weights,
             )
         peak = max(_peak_of_step(trainee, row, at_once, keep=True, times=1 if at_once == own else 2), trained)
         for optimizer in optimizers:
             if isinstance(optimizer, Muon):
                 peak = max(peak, trained + _peak_of_muon(optimizer))
-    return MemoryPlan(weights=weights, gradients=trained, optimizer=moments, gathered=0, working=peak - trained)
+    return MemoryPlan(
+        weights=weights, gradients=trained, optimizer=moments, gathered=0, working=peak - trained, start=weights
+    )
 
 
 def blank(checkpoint: Path) -> PretrainedDenoiser:
@@ -124,14 +133,6 @@ def blank(checkpoint: Path) -> PretrainedDenoiser:
     if not isinstance(model, PretrainedDenoiser):
         raise InputError(f"{checkpoint}: the memory of small models made anew is not planned: they need less than 1 GB")
     return model
-
-
-def tiles_of(model: PretrainedDenoiser, width: int, height: int) -> int:
-    """Tiles of an image of this size in pixels; 0 for a model that does not cut images into tiles."""
-    if not isinstance(model.vision, TiledVision):
-        return 0
-    grid_width, grid_height = model.vision.tiling.grid(width, height)
-    return 1 + (grid_width // model.vision.tiling.side) * (grid_height // model.vision.tiling.side)
 
 
 def remedies(
@@ -215,23 +216,12 @@ def _loss(model: PretrainedDenoiser, row: RowSizes, rows: int) -> Tensor:
     """As `core.training.loop.batch_loss`, where no content decides about a size."""
     ids_BL = torch.zeros(rows, row.text, dtype=torch.int64)
     parts = [model.get_input_embeddings()(ids_BL)]
-    if row.tiles:
-        parts.insert(0, _features(model, row.tiles, rows))
+    if row.image is not None:
+        parts.insert(0, image_features(model, row.image, rows))
     hidden_BLD = model.layout.encode(model.language, torch.cat(parts, dim=1), None)[:, -row.text :]
     hidden_ND = hidden_BLD[:, : row.supervised].flatten(0, 1)
     targets_N = torch.zeros(len(hidden_ND), dtype=torch.int64)
     return model.token_losses(hidden_ND, targets_N, torch.zeros(len(hidden_ND))).loss
-
-
-def _features(model: PretrainedDenoiser, tiles: int, rows: int) -> Tensor:
-    """(B, F, D): those of each row's tiles. What is cut off or shrunk of them is counted too."""
-    vision = model.vision
-    if not isinstance(vision, TiledVision):
-        raise InputError("images: only models that cut them into tiles can be planned: give tiles = 0")
-    side = vision.tiling.side
-    pixels_TCSS = torch.zeros(rows * tiles, 3, side, side, dtype=model.dtype)
-    seen = [vision.adapter(vision.tower(part)) for part in torch.split(pixels_TCSS, _TILES)]
-    return torch.cat(seen).view(rows, -1, seen[0].shape[-1])
 
 
 def _peak_of_muon(optimizer: Muon) -> int:

@@ -11,8 +11,9 @@ from core.corruption.settings import MaskSettings, ObjectiveSettings, RevisionSe
 from core.corruption.weights import token_weights
 from core.errors import InputError
 from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
-from core.training.batches import DataOrder, Examples, ImageCache, TrainingBatches
+from core.training.batches import Examples, ImageCache, TrainingBatches
 from core.training.loop import batch_loss
+from core.training.order import DataOrder
 from data_contracts import TokenKind as K
 from tests.core.corruption.tables import LENGTH, PAD, TOKENIZER, WORDS, sample, samples_of, world
 

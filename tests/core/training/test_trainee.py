@@ -1,23 +1,27 @@
 """What a training may choose: rates of groups, precision, micro-batches, activations computed again, buckets."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from core.corruption.settings import ObjectiveSettings
-from core.errors import ConfigError
+from core.errors import ConfigError, InputError
 from core.models.denoiser import load_denoiser, save_denoiser
 from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
-from core.training.batches import ByLength, DataOrder, TrainingBatches
+from core.training.batches import TrainingBatches
 from core.training.checkpoint import load_latest
 from core.training.groups import group_of
 from core.training.loop import train
 from core.training.optim import build_optimizers, learning_rate, set_learning_rate
+from core.training.order import ByLength, DataOrder
 from core.training.parts import parts_of
 from core.training.settings import GroupRates, LoraSettings, TrainSettings
 from core.training.trainee import prepare
 from tests.core.corruption.tables import TOKENIZER
 from tests.core.models.checkpoints import published
+from tests.core.models.test_published_use import SHAS
 from tests.core.training.test_batches import FRAME, image
 from tests.core.training.trainings import Cut, apart, batches_of, same_bits, trained, weights
 
@@ -262,11 +266,53 @@ def test_rows_of_similar_length_come_together_and_every_one_once_an_epoch():
     assert reseeded.step(0).tolist() != read[0].tolist()
 
 
-def test_the_share_of_padding_is_reported(folder):
+def positions_in(model, batch):
+    """Of each row, as the model itself merges it with its image."""
+    features = model.image_features(batch.pixels)[batch.image_index_B]
+    merged = model.merged(batch.input_ids_BL, batch.valid_BL, features)
+    if merged.valid_BT is None:
+        return torch.full((batch.rows,), merged.embeddings_BTD.shape[1])
+    return merged.valid_BT.sum(dim=1)
+
+
+@torch.no_grad()
+def merged_padding(model, batches, steps):
+    found = [positions_in(model, batches.batch(step)).float() for step in range(steps)]
+    return [1 - (of_rows.mean() / of_rows.max()).item() for of_rows in found]
+
+
+def test_the_share_of_padding_is_reported_with_images_inside_the_text(folder):
     model = load_denoiser(folder)
     batches = batches_of(model, SETTINGS)
+    expected = merged_padding(model, batches, SETTINGS.steps)
     result = train(model, batches, changed(log_every=1))
-    for step, metrics in result.curve:
-        valid = batches.batch(step - 1).valid_BL
-        assert metrics["padding"] == pytest.approx(1 - valid.float().mean().item())
-    assert max(metrics["padding"] for _, metrics in result.curve) > 0
+    assert [metrics["padding"] for _, metrics in result.curve] == pytest.approx(expected, abs=1e-6)
+    assert max(expected) > 0.1
+
+
+def test_rows_come_together_by_the_positions_of_their_images(folder):
+    """Their texts are about equally long; their images are not."""
+    model = load_denoiser(folder)
+    settings = changed(batch_size=4)
+    steps = len(SHAS) * 2 * 2 // 4
+    plain = batches_of(model, settings)
+    bucketed = batches_of(model, settings.model_copy(update={"bucket": steps}))
+    assert sum(merged_padding(model, bucketed, steps)) < 0.4 * sum(merged_padding(model, plain, steps))
+
+
+def test_rows_that_are_too_long_are_told_before_the_first_step(folder):
+    about = json.loads((folder / "config.json").read_text())
+    longest = max(batches_of(load_denoiser(folder), SETTINGS).batch(step).positions_B.max() for step in range(6))
+    (folder / "config.json").write_text(json.dumps(about | {"max_position_embeddings": 90}))
+    with pytest.raises(
+        InputError, match=rf"[48] of 12 training rows are too long: the longest has {longest} positions"
+    ):
+        batches_of(load_denoiser(folder), SETTINGS)
+
+
+def test_rows_of_text_that_are_too_long_are_told_too():
+    config = SceneDenoiserConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_length=12)
+    model = SceneDenoiser.create(config, TOKENIZER, seed=0)
+    rows = int((FRAME["input_ids"].list.len() > 12).sum())
+    with pytest.raises(InputError, match=f"^{rows} of {FRAME.height} training rows are too long: the longest has 13"):
+        TrainingBatches(FRAME, model, image, batch_size=16, seed=0, objective=ObjectiveSettings())
