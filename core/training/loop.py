@@ -132,12 +132,8 @@ def train(
         ConfigError: if `checkpoint_dir` belongs to a training with other settings, or the settings do not fit.
         InputError: if the device's memory is too small; the message names what needs less.
     """
-    if processes.mesh is not None and settings.optimizer == "muon":
-        raise ConfigError("several processes: Muon needs whole matrices, and they are dealt out: use adamw")
     trainee = prepare(model, settings, seed=seed)
-    step_loss = StepLoss(trainee)
-    if processes.mesh is not None:
-        deal_out(step_loss, model, processes, pictured=batches.pictured)
+    step_loss = _dealt_out(trainee, processes, pictured=batches.pictured)
     optimizers = build_optimizers(model, settings, trainee.rates)
     first, curve, window = _resume(trainee, optimizers, checkpoint_dir)
     started = time.monotonic()
@@ -162,6 +158,17 @@ def train(
         put_together(model, processes)
     merged = trainee.finish() if processes.rank == 0 else None
     return TrainResult(steps=settings.steps, resumed_at=first, seconds=seconds, curve=curve, adapter=merged)
+
+
+def _dealt_out(trainee: Trainee, processes: Processes, *, pictured: bool) -> "StepLoss":
+    """What a step computes; of several processes each keeps its share of the weights."""
+    step_loss = StepLoss(trainee)
+    if processes.mesh is None:
+        return step_loss
+    if trainee.settings.optimizer == "muon":
+        raise ConfigError("several processes: Muon needs whole matrices, and they are dealt out: use adamw")
+    deal_out(step_loss, trainee.model, processes, pictured=pictured)
+    return step_loss
 
 
 class StepLoss(nn.Module):
