@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core.models.key_values import KeyValues, Slots, empty_layers
-from core.models.merging import ImageFeatures, Merged
+from core.models.merging import Arrangement, ImageFeatures, Merged
 from core.models.pretrained import PretrainedDenoiser, by_head
 
 
@@ -22,7 +22,12 @@ class PretrainedMemory:
 
     @torch.no_grad()
     def remember(
-        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: ImageFeatures | None, prompt_BL: Tensor
+        self,
+        ids_BL: Tensor,
+        *,
+        valid_BL: Tensor,
+        features_BND: ImageFeatures | Arrangement | None,
+        prompt_BL: Tensor,
     ) -> tuple[Tensor, KeyValues]:
         """`hidden`, and the keys and values of all positions."""
         merged = self.model.merged(ids_BL, valid_BL, features_BND)
@@ -31,7 +36,12 @@ class PretrainedMemory:
 
     @torch.no_grad()
     def remember_prompt(
-        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: ImageFeatures | None, prompt_BL: Tensor
+        self,
+        ids_BL: Tensor,
+        *,
+        valid_BL: Tensor,
+        features_BND: ImageFeatures | Arrangement | None,
+        prompt_BL: Tensor,
     ) -> KeyValues:
         """Keys and values of prompt and images alone. One synchronisation with the host."""
         merged = self.model.merged(ids_BL, valid_BL, features_BND)
