@@ -237,7 +237,7 @@ def test_the_prompt_cache_is_exact_without_a_prompt(models, name, lengths):
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_a_row_leaves_only_when_a_reading_of_everything_left_it_unchanged(models, monkeypatch, cache):
     """Whatever a stale look finds, the next reading may change: the tokens are those of rows that never leave."""
-    model, settings = models["llada_v_tiny"], DecodeSettings.parse(f"6+24 refine margin=0.5 cache={cache} refresh=4")
+    model, settings = models["llada_v_tiny"], DecodeSettings.parse(f"6+16 refine margin=0.5 cache={cache} refresh=3")
     with torch.inference_mode():
         features = features_for(model)
     canvas = canvas_for(model, prompts_for(model), settings)
