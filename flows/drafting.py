@@ -30,4 +30,6 @@ def drafted(config: RunConfig, place: Workplace, sources: list[Ref], parent: str
 
 
 def _kept(config: RunConfig, place: Workplace, parent: str) -> Ref:
-    return only(keep_model.submit(place, config.model.checkpoint, parent=parent), "checkpoint")
+    model = config.model
+    kept = keep_model.submit(place, model.checkpoint, parent=parent, prompt_attention=model.prompt_attention)
+    return only(kept, "checkpoint")

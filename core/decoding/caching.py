@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from core.decoding.reading import Reader, Whole
+from core.decoding.reading import Looks, Reader, Whole
 from core.decoding.state import Canvas, Step
 from core.errors import ConfigError
 from core.models.denoiser import Denoiser, Features
@@ -58,27 +57,24 @@ class Keeping:
 
 
 @dataclass(kw_only=True)
-class StaleCache:
+class StaleCache(Looks):
     """Full attention, approximately: between two readings of everything, positions out of scope stay as they were.
 
-    last: the step of the newest reading. A row's tokens do not depend on the batch: `known` follows the rows.
+    last: the step of the newest reading; newest: the newest step. A row's tokens do not depend on the batch: `known`
+    follows the rows.
     """
 
-    model: Denoiser
     memory: Remembering
-    features_BND: Features | None
     keeping: Keeping
     response_length: int
     known: KeyValues | None = None
     last: Step | None = None
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's."""
-        return self.model.tokenizer
+    newest: Step | None = None
 
     def hidden(self, canvas: Canvas, step: Step, asked_N: Tensor) -> Tensor:
         """(N, D)."""
+        self.arrange(canvas)
+        self.newest = step
         if self.known is not None and not self.keeping.is_due(step, self.last):
             begin, end = self.keeping.tokens(step, self.response_length)
             return _some(self.memory, self.known, canvas, asked_N, begin, end)
@@ -88,15 +84,14 @@ class StaleCache:
         )
         return hidden_BLD.flatten(0, 1)[asked_N]
 
-    def logits(self, hidden_NW: Tensor) -> Tensor:
-        """(N, D) -> (N, V)."""
-        return self.model.logits(hidden_NW)
+    def repeats(self) -> bool:
+        """After a reading of everything: until then, what is kept may be of other tokens than the row's."""
+        return self.last is self.newest
 
     def select(self, rows: Tensor) -> Self:
         """Those rows' images, and what is known of the rows."""
-        features_BND = None if self.features_BND is None else self.features_BND[rows]
         known = None if self.known is None else self.known.select(rows)
-        return replace(self, features_BND=features_BND, known=known)
+        return replace(super().select(rows), known=known)
 
 
 @dataclass(kw_only=True)
@@ -106,8 +101,13 @@ class PromptCache(StaleCache):
     Exact, unless a part of the response is kept, too.
     """
 
+    def repeats(self) -> bool:
+        """In an extra step, which runs the whole response, or after that was done."""
+        return super().repeats() or (self.newest is not None and self.newest.extra)
+
     def hidden(self, canvas: Canvas, step: Step, asked_N: Tensor) -> Tensor:
         """(N, D)."""
+        self.newest = step
         if self.known is None:
             self.known = self.memory.remember_prompt(
                 canvas.ids_BL, valid_BL=canvas.valid_BL, features_BND=self.features_BND, prompt_BL=canvas.prompt()

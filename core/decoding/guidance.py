@@ -41,6 +41,7 @@ class Guided:
         if self.blind.features_BND is not None and placeholder is not None:
             shown_BL = shown_BL | (canvas.ids_BL == placeholder)  # its features are masks
         blind = replace(canvas, ids_BL=canvas.ids_BL.masked_fill(~shown_BL, mask_token(self)))
+        self.blind.arrange(blind)  # which waits for the device: before the first forward
         seen_ND = self.seen.hidden(canvas, step, asked_N)
         return torch.cat([seen_ND, self.blind.hidden(blind, step, asked_N)], dim=1)
 
@@ -49,6 +50,10 @@ class Guided:
         seen_ND, blind_ND = hidden_NW.chunk(2, dim=1)
         blind_NV = self.blind.logits(blind_ND).float()
         return blind_NV.lerp_(self.seen.logits(seen_ND).float(), self.scale + 1)
+
+    def repeats(self) -> bool:
+        """As what is seen: the blind look always does."""
+        return self.seen.repeats()
 
     def select(self, rows: Tensor) -> Self:
         """Those rows, in both looks."""

@@ -83,8 +83,8 @@ def decode(
     """Decode every row of `canvas` by the plan of `schedule`.
 
     A row that has nothing left to reveal before its block ends sits out until the next. A row that an extra step leaves
-    unchanged is at a fixed point, because a step depends on nothing but the row: it leaves the batch, and its further
-    forwards count in `nfe_B` but are not computed.
+    unchanged is at a fixed point, where a step depends on nothing but the row (see `Reader.repeats`): it leaves the
+    batch, and its further forwards count in `nfe_B` but are not computed.
 
     Args:
         scoring: None: a Scoring that never writes the mask or the padding.
@@ -100,7 +100,7 @@ def decode(
         recorder=recorder,
     )
     for step in schedule.plan(response_length - canvas.suffix, canvas.given):
-        if step.quota > 0 or policy.looks(step):  # nothing else can change a token
+        if schedule.reveals(step) or policy.looks(step):  # nothing else can change a token
             run.step(step)
     return run.result()
 
@@ -150,7 +150,7 @@ class _Run:
             after = self._stop.apply(after, mask_id=self._mask)
         if self._recorder is not None:
             self._recorder.record(view, after, part.rows_B)
-        if step.extra and self._scoring.temperature == 0:
+        if step.extra and self._scoring.temperature == 0 and part.reader.repeats():
             self._moved_B = (after.ids_BL != part.canvas.ids_BL).any(dim=1)
         self._part = replace(part, canvas=after)
         whole = self._whole.canvas

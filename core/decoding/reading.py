@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from core.decoding.state import Canvas, Step
-from core.models.denoiser import Denoiser, Features
+from core.models.denoiser import Denoiser, Features, arranged
 
 
 class Reader(Protocol):
@@ -32,30 +32,38 @@ class Reader(Protocol):
         """Scores of the vocabulary, (N, V), for any of the positions."""
         ...
 
+    def repeats(self) -> bool:
+        """Whether a row that the newest look left unchanged would be left so by every later look of its block."""
+        ...
+
     def select(self, rows: Tensor) -> Self:
         """For some of the rows; `rows` is an index tensor on the CPU."""
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Whole:
-    """Every step is a forward of the whole canvas. features_BND: see core.models.denoiser; None without images."""
+@dataclass(kw_only=True)
+class Looks:
+    """What all looks of a decoding share. features_BND: see core.models.denoiser; None without images.
+
+    is_arranged: they know where text and images go, which the first step asks the device.
+    """
 
     model: Denoiser
     features_BND: Features | None = None
+    is_arranged: bool = False
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's."""
         return self.model.tokenizer
 
-    def hidden(self, canvas: Canvas, step: Step, asked_N: Tensor) -> Tensor:
-        """(N, D)."""
-        del step
-        hidden_BLD = self.model.hidden(
-            canvas.ids_BL, valid_BL=canvas.valid_BL, features_BND=self.features_BND, prompt_BL=canvas.prompt()
-        )
-        return hidden_BLD.flatten(0, 1)[asked_N]
+    def arrange(self, canvas: Canvas) -> None:
+        """Once: nothing that a decoding does moves a prompt, its images or a response."""
+        if not self.is_arranged:
+            self.features_BND = arranged(
+                self.model, canvas.ids_BL, valid_BL=canvas.valid_BL, features_BND=self.features_BND
+            )
+            self.is_arranged = True
 
     def logits(self, hidden_NW: Tensor) -> Tensor:
         """(N, D) -> (N, V)."""
@@ -64,3 +72,21 @@ class Whole:
     def select(self, rows: Tensor) -> Self:
         """Those rows' images."""
         return self if self.features_BND is None else replace(self, features_BND=self.features_BND[rows])
+
+
+@dataclass(kw_only=True)
+class Whole(Looks):
+    """Every step is a forward of the whole canvas."""
+
+    def hidden(self, canvas: Canvas, step: Step, asked_N: Tensor) -> Tensor:
+        """(N, D)."""
+        del step
+        self.arrange(canvas)
+        hidden_BLD = self.model.hidden(
+            canvas.ids_BL, valid_BL=canvas.valid_BL, features_BND=self.features_BND, prompt_BL=canvas.prompt()
+        )
+        return hidden_BLD.flatten(0, 1)[asked_N]
+
+    def repeats(self) -> bool:
+        """Always: a look depends on nothing but the row."""
+        return True

@@ -39,6 +39,10 @@ class Schedule(Protocol):
         """Every forward, in order, for `response_length` tokens of which the first `given` are no masks."""
         ...
 
+    def reveals(self, step: Step) -> bool:
+        """Whether it may reveal anything in this step of the plan; if not, and nothing is revised, it is left out."""
+        ...
+
     def choose(self, view: View) -> Tensor:
         """(B, L) bool: the masked positions to reveal in this step."""
         ...
@@ -98,6 +102,10 @@ class ConfidenceSchedule:
                 masks -= quota
         return (*plan, *self.blocks.extra_plan(len(plan), response_length))
 
+    def reveals(self, step: Step) -> bool:
+        """Its quota."""
+        return step.quota > 0
+
     def choose(self, view: View) -> Tensor:
         """The step's quota of masks with the highest confidence."""
         return most_confident(
@@ -109,7 +117,8 @@ class ConfidenceSchedule:
 class ThresholdSchedule:
     """Approximate, for speed: besides the quota of `within`, every mask whose confidence is `threshold` or more.
 
-    A row may so be done before its plan is; it never takes more forwards (Fast-dLLM, with a quota of one).
+    A row may so be done before its plan is; it never takes more forwards than the plan has steps (Fast-dLLM, with a
+    quota of one).
     """
 
     within: ConfidenceSchedule
@@ -118,6 +127,10 @@ class ThresholdSchedule:
     def plan(self, response_length: int, given: int = 0) -> tuple[Step, ...]:
         """That of `within`; how many masks are left, nobody knows beforehand."""
         return tuple(replace(step, masked=None) for step in self.within.plan(response_length, given))
+
+    def reveals(self, step: Step) -> bool:
+        """Whatever the quota: a confidence may have risen to the threshold."""
+        return not step.extra
 
     def choose(self, view: View) -> Tensor:
         """Quota or more."""
@@ -160,6 +173,10 @@ class OriginSchedule:
                 plan.append(Step(index=len(plan), start=start, end=end, quota=quota, local=local, steps=steps))
                 left -= left * rate
         return (*plan, *self.blocks.extra_plan(len(plan), response_length))
+
+    def reveals(self, step: Step) -> bool:
+        """By chance."""
+        return not step.extra
 
     def choose(self, view: View) -> Tensor:
         """Masks whose number is below the step's rate; none in an extra step."""

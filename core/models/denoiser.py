@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, Self, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -95,6 +95,22 @@ class Denoiser(Protocol):
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Scores of the vocabulary, (N, V), for the hidden states that need them."""
         ...
+
+
+@runtime_checkable
+class ArrangingDenoiser(Denoiser, Protocol):
+    """A denoiser whose `hidden` waits for the device to learn where text and images go, unless it is told."""
+
+    def arranged(self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Features | None) -> Features:
+        """Features that know where all goes: for these rows, whatever tokens take the place of the texts' own."""
+        ...
+
+
+def arranged(model: Denoiser, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Features | None) -> Features | None:
+    """`features_BND` such that `hidden` need not wait for the device to learn where text and images go."""
+    if not isinstance(model, ArrangingDenoiser):
+        return features_BND
+    return model.arranged(ids_BL, valid_BL=valid_BL, features_BND=features_BND)
 
 
 class TrainableDenoiser(Denoiser, Protocol):

@@ -55,6 +55,14 @@ class ImageFeatures:
         rows = tuple(tuple(images[end - count : end]) for end, count in zip(ends, counts, strict=True))
         return type(self)(values_FD=self.values_FD, lengths=self.lengths, rows=rows)
 
+    def shown(self) -> Tensor:
+        """The features of all rows' images, in reading order, row after row."""
+        images = list(chain.from_iterable(self.rows))
+        if images == list(range(len(self.lengths))):
+            return self.values_FD
+        parts = torch.split(self.values_FD, list(self.lengths))
+        return torch.cat([parts[image] for image in images])
+
     def of(self, row: int) -> Tensor:
         """(F, D) features of a row's images, one image after another."""
         parts = torch.split(self.values_FD, list(self.lengths))
@@ -87,15 +95,65 @@ class Merged:
         return hidden_BTD.gather(1, index_BLD)
 
 
-def merge(
-    ids_BL: Tensor,
-    embeddings_BLD: Tensor,
-    *,
-    valid_BL: Tensor,
-    features: ImageFeatures | None,
-    placeholder: int | None,
-) -> Merged:
-    """Put the images' features in the place of their placeholders. One synchronisation with the host.
+@dataclass(frozen=True, kw_only=True)
+class Arrangement:
+    """Where the texts and images of some rows go; it holds for any tokens in the place of the texts' own.
+
+    Indexed by an index tensor, as a tensor's first axis is, it gives those rows; the host waits for nothing.
+    valid, ends: of each row, its valid tokens and the text index behind the last of them. width: T. valid_BT, place_BL:
+    see `Merged`. slots: None if there are no images.
+    """
+
+    is_image_BL: Tensor
+    valid_BL: Tensor
+    features: ImageFeatures | None
+    valid: tuple[int, ...]
+    ends: tuple[int, ...]
+    width: int
+    valid_BT: Tensor | None
+    place_BL: Tensor
+    slots: "_Slots | None" = None
+
+    def __getitem__(self, rows: Tensor) -> "Arrangement":
+        """The arrangement of some rows, no wider than they need."""
+        chosen = rows.tolist()
+        return _arranged(
+            self.is_image_BL[rows],
+            self.valid_BL[rows],
+            None if self.features is None else self.features[rows],
+            valid=tuple(self.valid[row] for row in chosen),
+            ends=tuple(self.ends[row] for row in chosen),
+        )
+
+    def merged(self, embeddings_BLD: Tensor) -> Merged:
+        """The merged sequence of these embeddings of the text; those of placeholders are not looked at."""
+        merged_BTD = embeddings_BLD if self.slots is None else self.slots.filled(embeddings_BLD, self.width)
+        return Merged(
+            embeddings_BTD=merged_BTD, valid_BT=self.valid_BT, place_BL=self.place_BL, is_text=self.slots is None
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Slots:
+    """Indices into the flattened merged rows: of each text token, and of each feature. values_FD: those shown."""
+
+    text: Tensor
+    features: Tensor
+    values_FD: Tensor
+
+    def filled(self, embeddings_BLD: Tensor, width: int) -> Tensor:
+        """(B, width, D)."""
+        b, _, d = embeddings_BLD.shape
+        blank_TD = embeddings_BLD.new_zeros(b * width + 1, d)
+        merged_TD = blank_TD.index_copy(0, self.text, embeddings_BLD.flatten(0, 1))
+        merged_TD = merged_TD.index_copy(0, self.features, self.values_FD.to(embeddings_BLD))
+        return merged_TD[:-1].view(b, width, d)
+
+
+def arrange(
+    ids_BL: Tensor, *, valid_BL: Tensor, features: ImageFeatures | None, placeholder: int | None
+) -> Arrangement:
+    """The images' features go in the place of their placeholders. One synchronisation with the host.
 
     Raises:
         InputError: if a row has more or fewer placeholders than images.
@@ -105,32 +163,36 @@ def merge(
     if len(rows) != len(ids_BL):
         raise InputError(f"features of {len(rows)} rows for a batch of {len(ids_BL)}")
     end_B = (torch.arange(1, ids_BL.shape[1] + 1, device=ids_BL.device) * valid_BL).amax(dim=1)
-    valid, *found = torch.cat([valid_BL.sum()[None], is_image_BL.sum(dim=1), end_B]).tolist()
-    counts, ends = found[: len(rows)], found[len(rows) :]
+    counts, valid, ends = torch.stack([is_image_BL.sum(dim=1), valid_BL.sum(dim=1), end_B]).tolist()
     for row, (count, images) in enumerate(zip(counts, rows, strict=True)):
         if count != len(images):
             raise InputError(f"row {row} has {count} image placeholders for {len(images)} images: one each is needed")
-    if features is None or not any(rows):
-        place_BL = torch.arange(ids_BL.shape[1], device=ids_BL.device).expand_as(ids_BL)
-        valid_BT = None if valid == valid_BL.numel() else valid_BL
-        return Merged(embeddings_BTD=embeddings_BLD, valid_BT=valid_BT, place_BL=place_BL, is_text=True)
-    return _interleave(is_image_BL, embeddings_BLD, valid_BL, features, ends, valid=valid)
+    return _arranged(is_image_BL, valid_BL, features, valid=tuple(valid), ends=tuple(ends))
 
 
-def _interleave(
+def _arranged(
     is_image_BL: Tensor,
-    embeddings_BLD: Tensor,
     valid_BL: Tensor,
-    features: ImageFeatures,
-    ends: list[int],
+    features: ImageFeatures | None,
     *,
-    valid: int,
-) -> Merged:
-    """`ends`: of each row, the text index behind its last valid token. `valid`: all valid tokens."""
-    b, _, d = embeddings_BLD.shape
-    device = embeddings_BLD.device
-    shown = list(chain.from_iterable(features.rows))
-    lengths = [features.lengths[image] for image in shown]
+    valid: tuple[int, ...],
+    ends: tuple[int, ...],
+) -> Arrangement:
+    """What is known of the rows, laid out without asking the device anything."""
+    b, length = is_image_BL.shape
+    device = is_image_BL.device
+    if features is None or not any(features.rows):
+        return Arrangement(
+            is_image_BL=is_image_BL,
+            valid_BL=valid_BL,
+            features=features,
+            valid=valid,
+            ends=ends,
+            width=length,
+            valid_BT=None if sum(valid) == b * length else valid_BL,
+            place_BL=torch.arange(length, device=device).expand(b, -1),
+        )
+    lengths = [features.lengths[image] for image in chain.from_iterable(features.rows)]
     more = [sum(features.lengths[image] - 1 for image in row) for row in features.rows]
     width = max(end + extra for end, extra in zip(ends, more, strict=True))
     lengths_I = torch.tensor(lengths, device=device)
@@ -138,23 +200,22 @@ def _interleave(
     place_BL = width_BL.cumsum(dim=1) - width_BL
     flat_BL = place_BL + torch.arange(b, device=device)[:, None] * width
     flat_BL = torch.where(place_BL < width, flat_BL, b * width)  # padding without room: to a place behind all rows
-    holder_I = is_image_BL.flatten().nonzero_static(size=len(shown))[:, 0]
+    holder_I = is_image_BL.flatten().nonzero_static(size=len(lengths))[:, 0]
     first_I = flat_BL.flatten()[holder_I] - (lengths_I.cumsum(0) - lengths_I)
     total = sum(lengths)
     flat_F = first_I.repeat_interleave(lengths_I, output_size=total) + torch.arange(total, device=device)
-    values_FD = features.values_FD
-    if shown != list(range(len(features.lengths))):
-        parts = torch.split(values_FD, list(features.lengths))
-        values_FD = torch.cat([parts[image] for image in shown])
-    blank_TD = embeddings_BLD.new_zeros(b * width + 1, d)
-    merged_TD = blank_TD.index_copy(0, flat_BL.flatten(), embeddings_BLD.flatten(0, 1))
-    merged_TD = merged_TD.index_copy(0, flat_F, values_FD.to(embeddings_BLD))
     valid_T = torch.zeros(b * width + 1, dtype=torch.bool, device=device)
     valid_T[flat_BL.flatten()] = valid_BL.flatten()
     valid_T[flat_F] = True
-    full = valid + sum(more) == b * width
-    return Merged(
-        embeddings_BTD=merged_TD[:-1].view(b, width, d),
+    full = sum(valid) + sum(more) == b * width
+    return Arrangement(
+        is_image_BL=is_image_BL,
+        valid_BL=valid_BL,
+        features=features,
+        valid=valid,
+        ends=ends,
+        width=width,
         valid_BT=None if full else valid_T[:-1].view(b, width),
         place_BL=place_BL.clamp(max=width - 1),
+        slots=_Slots(text=flat_BL.flatten(), features=flat_F, values_FD=features.shown()),
     )

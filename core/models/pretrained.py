@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from core.errors import InputError
 from core.models.checkpoint import NameOf, write_checkpoint
 from core.models.key_values import Remembering
-from core.models.merging import ImageFeatures, Merged, merge
+from core.models.merging import Arrangement, ImageFeatures, Merged, arrange
 from core.models.prompt_attention import prefix_seen, prompt_attention_of, prompt_needed, with_prompt_attention
 from core.models.settings import PromptAttention
 from core.models.vision import Vision
@@ -121,9 +121,16 @@ class PretrainedDenoiser(nn.Module):
         return cast(Vision, self.vision)
 
     def hidden(
-        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: ImageFeatures | None, prompt_BL: Tensor | None = None
+        self,
+        ids_BL: Tensor,
+        *,
+        valid_BL: Tensor,
+        features_BND: ImageFeatures | Arrangement | None,
+        prompt_BL: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states of the text, (B, L, D), each where the logits of its own token are read from.
+
+        Waits for the device once, and not at all with what `arranged` made of the features.
 
         Raises:
             InputError: a row has more or fewer placeholders than images, or is too long; prefix attention without
@@ -141,23 +148,22 @@ class PretrainedDenoiser(nn.Module):
         valid_BT = torch.ones_like(response_BT) if merged.valid_BT is None else merged.valid_BT
         return prefix_seen(valid_BT, response_BT)
 
-    def merged(self, ids_BL: Tensor, valid_BL: Tensor, features_BND: ImageFeatures | None) -> Merged:
-        """Text and images as one sequence. Raises InputError: see `hidden`."""
+    def arranged(self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: ImageFeatures | None) -> Arrangement:
+        """Where text and images go, for `hidden` in the place of the features. Raises InputError: see `hidden`."""
         layout = self.layout
-        known_BL = ids_BL if layout.placeholder is None else ids_BL.masked_fill(ids_BL == layout.placeholder, 0)
-        merged = merge(
-            ids_BL,
-            self.get_input_embeddings()(known_BL),
-            valid_BL=valid_BL,
-            features=features_BND,
-            placeholder=layout.placeholder,
-        )
-        length = merged.embeddings_BTD.shape[1]
-        if length > layout.max_positions:
+        found = arrange(ids_BL, valid_BL=valid_BL, features=features_BND, placeholder=layout.placeholder)
+        if found.width > layout.max_positions:
             raise InputError(
-                f"{length} positions of text and image, but this model takes at most {layout.max_positions}"
+                f"{found.width} positions of text and image, but this model takes at most {layout.max_positions}"
             )
-        return merged
+        return found
+
+    def merged(self, ids_BL: Tensor, valid_BL: Tensor, features_BND: ImageFeatures | Arrangement | None) -> Merged:
+        """Text and images as one sequence. Raises InputError: see `hidden`."""
+        if not isinstance(features_BND, Arrangement):
+            features_BND = self.arranged(ids_BL, valid_BL=valid_BL, features_BND=features_BND)
+        known_BL = ids_BL.masked_fill(features_BND.is_image_BL, 0)  # a placeholder need not be a token of the model's
+        return features_BND.merged(self.get_input_embeddings()(known_BL))
 
     def remembering(self) -> Remembering:
         """Itself, as what can run some of its positions."""

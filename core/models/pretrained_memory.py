@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core.models.key_values import KeyValues, Slots, empty_layers
-from core.models.merging import ImageFeatures, Merged
+from core.models.merging import Arrangement, ImageFeatures, Merged
 from core.models.pretrained import PretrainedDenoiser, by_head
 
 
@@ -22,7 +22,12 @@ class PretrainedMemory:
 
     @torch.no_grad()
     def remember(
-        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: ImageFeatures | None, prompt_BL: Tensor
+        self,
+        ids_BL: Tensor,
+        *,
+        valid_BL: Tensor,
+        features_BND: ImageFeatures | Arrangement | None,
+        prompt_BL: Tensor,
     ) -> tuple[Tensor, KeyValues]:
         """`hidden`, and the keys and values of all positions."""
         merged = self.model.merged(ids_BL, valid_BL, features_BND)
@@ -31,7 +36,12 @@ class PretrainedMemory:
 
     @torch.no_grad()
     def remember_prompt(
-        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: ImageFeatures | None, prompt_BL: Tensor
+        self,
+        ids_BL: Tensor,
+        *,
+        valid_BL: Tensor,
+        features_BND: ImageFeatures | Arrangement | None,
+        prompt_BL: Tensor,
     ) -> KeyValues:
         """Keys and values of prompt and images alone. One synchronisation with the host."""
         merged = self.model.merged(ids_BL, valid_BL, features_BND)
@@ -40,6 +50,8 @@ class PretrainedMemory:
             read_BT &= merged.valid_BT
         length_B = read_BT.sum(dim=1)
         longest, shortest = torch.stack([length_B.max(), length_B.min()]).tolist()
+        longest = max(longest, 1)
+        read_BT[:, 0] = True  # an empty prompt's row has to see something; what it then knows is written over
         seen_BT = read_BT[:, :longest] if shortest < longest else None
         return self._fill(merged, merged.embeddings_BTD[:, :longest], seen_BT, prompt_BL)[1]
 
@@ -80,7 +92,10 @@ class PretrainedMemory:
         place_BA = known.place_BL.gather(1, columns_BA)
         embeddings_BAD = model.get_input_embeddings()(ids_BL.gather(1, columns_BA))
         hidden_BAD = _run(model.language, embeddings_BAD, known.valid_BT, known.at(place_BA))
-        return model.aligned(hidden_BAD, known.before_BD[:, None])[:, earlier:]
+        before_BD = known.before_BD
+        if begin == 0:  # a response without a prompt has nothing before it: as in `hidden`
+            before_BD = torch.where(place_BA[:, :1] == 0, hidden_BAD[:, 0], before_BD)
+        return model.aligned(hidden_BAD, before_BD[:, None])[:, earlier:]
 
 
 def _run(language: nn.Module, embeddings_BAD: Tensor, seen_BT: Tensor | None, slots: Slots) -> Tensor:

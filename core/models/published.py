@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import SiglipVisionConfig
 
 from core.errors import InputError
-from core.models.checkpoint import Checkpoint, NameOf, fill, open_checkpoint, read_config
+from core.models.checkpoint import CONFIG, Checkpoint, NameOf, fill, open_checkpoint, read_config
 from core.models.decoders import DecoderFamily, decoder_family
 from core.models.devices import Placement
 from core.models.pretrained import Layout, PretrainedDenoiser, encode_bidirectionally
@@ -58,7 +59,11 @@ def load_llava(folder: Path, placement: Placement) -> PretrainedDenoiser:
                 return published + name.removeprefix(ours)
         return family.name_of(name)
 
-    vision = tiled_vision(checkpoint.config, _tower_sizes(checkpoint), family.config.hidden_size)
+    tower = _tower_folder(checkpoint)
+    if tower is not None:  # a saved model loads wherever it is: the tower's sizes go with it
+        beside = {f"{tower.name}/{CONFIG}": (tower / CONFIG).read_bytes()}
+        checkpoint = replace(checkpoint, beside=checkpoint.beside | beside)
+    vision = tiled_vision(checkpoint.config, _tower_sizes(checkpoint, tower), family.config.hidden_size)
     model = assemble(checkpoint, family, vision=vision, name_of=name_of)
     return filled(model, checkpoint, placement)
 
@@ -127,17 +132,22 @@ def projector(config: Mapping[str, Any], inner: int, outer: int, *, newline: boo
     return Projector(int(match[1]), inner, outer, newline=newline)
 
 
-def _tower_sizes(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """config.json of the tower, which LLaVA's config.json only names: looked for inside the checkpoint or beside it."""
+def _tower_folder(checkpoint: Checkpoint) -> Path | None:
+    """Where the tower's config.json is, which LLaVA's only names: inside the checkpoint or beside it; None: nowhere."""
     name = str(checkpoint.config.get("mm_vision_tower") or "")
     if "siglip" not in name.lower():
         raise InputError(f"config.json: mm_vision_tower {name!r} is not supported: SigLIP and SigLIP2 are")
     places = [checkpoint.folder / Path(name).name, checkpoint.folder / name, Path(name)]
-    folder = next((place for place in places if (place / "config.json").is_file()), None)
+    return next((place for place in places if (place / CONFIG).is_file()), None)
+
+
+def _tower_sizes(checkpoint: Checkpoint, folder: Path | None) -> Mapping[str, Any]:
+    """config.json of the tower, of its folder; those of the published models are known."""
     if folder is not None:
         found = read_config(folder)
         sizes: Mapping[str, Any] = found.get("vision_config") or found
         return sizes
+    name = str(checkpoint.config["mm_vision_tower"])
     if "so400m-patch14-384" not in name:
         raise InputError(
             f"the sizes of the vision tower {name!r} are not in the checkpoint: put the tower's config.json into "

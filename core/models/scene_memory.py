@@ -37,8 +37,9 @@ class SceneMemory:
         """Keys and values of prompt and image alone."""
         x_BTD, images = self.model.embedded(ids_BL, features_BND)
         known = self._empty(x_BTD, valid_BL, images)
-        longest = images + int(prompt_BL.sum(dim=1).max())
-        read_BT = nn.functional.pad(prompt_BL, (images, 0), value=True)
+        longest = max(images + int(prompt_BL.sum(dim=1).max()), 1)
+        read_BT = nn.functional.pad(prompt_BL, (images, 0), value=True).clone()
+        read_BT[:, 0] = True  # an empty prompt's row has to see something; what it then knows is written over
         self._fill(x_BTD[:, :longest], read_BT[:, :longest], known, images)
         return known
 

@@ -116,6 +116,19 @@ def test_the_precision_is_part_of_the_work_and_the_device_is_not(config, tmp_pat
     assert texts[0] != texts[1]
 
 
+def test_the_prompt_attention_that_is_asked_for_is_that_of_the_model_that_drafts(config, tmp_path, capsys):
+    place, drafting = workplace(config.place), config.draft.model_copy(update={"settings": ("8 freeze",)})
+    known = with_data(config, *photos(tmp_path)).model_copy(update={"draft": drafting})
+    found = []
+    for asked in (None, "prefix"):
+        model = known.model.model_copy(update={"prompt_attention": asked})
+        assert run_draft(known.model_copy(update={"model": model}), json=True) == 0
+        drafts = Ref.model_validate(printed(capsys)["outputs"][0])
+        (kept,) = read_manifest(place.store, drafts.uri).parents["model"]
+        found.append(load_denoiser(place.local_folder(kept)).prompt_attention)
+    assert found == ["full", "prefix"]
+
+
 def test_what_cannot_be_drafted_is_said(config, tmp_path, capsys):
     file, images = photos(tmp_path)
     with pytest.raises(ConfigError, match="name the model and the data"):

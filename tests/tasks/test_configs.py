@@ -6,6 +6,7 @@ from core.expert.settings import ExpertSettings
 from core.models.settings import ModelSettings
 from core.training.settings import LoraSettings, TrainSettings
 from tasks.finetune import FinetuneConfig, ModelConfig
+from tasks.keep import KeepConfig
 from tasks.pair import PairConfig
 from tasks.revise import ReviseConfig
 
@@ -34,6 +35,13 @@ def test_a_model_that_says_nothing_of_its_prompt_keeps_the_key_that_it_had():
     blind = ModelConfig(model=ModelSettings(prompt_attention="prefix"), seed=0)
     assert blind.model_dump(mode="json")["model"]["prompt_attention"] == "prefix"
     assert ModelConfig.model_validate(blind.model_dump()) == blind
+
+
+def test_a_kept_model_that_says_nothing_of_its_prompt_keeps_the_key_that_it_had():
+    assert KeepConfig(sha256="0" * 64).model_dump() == {"sha256": "0" * 64}
+    blind = KeepConfig(sha256="0" * 64, prompt_attention="prefix")
+    assert blind.model_dump()["prompt_attention"] == "prefix"
+    assert KeepConfig.model_validate(blind.model_dump()) == blind
 
 
 def test_a_training_without_what_came_later_keeps_the_key_that_it_had():

@@ -102,7 +102,7 @@ class _Literal:
                 continue
             for local, quota in enumerate(self._quotas(masks, steps)):
                 refining = settings.policy == "refine" and local >= steps - math.ceil(steps * settings.start)
-                if self._open(inside) and (quota or refining):
+                if self._open(inside) and (quota or refining or settings.threshold is not None):
                     self._step(inside, quota, refining, local, steps)
                 self.index += 1
         for _ in range(settings.extra_steps):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from core.decoding.caching import PromptCache
+from core.decoding.caching import PromptCache, StaleCache
 from core.decoding.loop import Decoded
 from core.decoding.reading import Reader, Whole
 from core.decoding.settings import DecodeSettings
@@ -218,6 +218,39 @@ def test_the_prompt_cache_is_exact_for_any_prompts_and_plans(lengths, tokens, bl
     expected = run(model, Whole(model=model), canvas, settings)
     found = run(model, reader_for(model, settings), canvas, settings)
     assert found.token_ids_BR.tolist() == expected.token_ids_BR.tolist()
+
+
+@pytest.mark.parametrize("lengths", [(3, 0), (16, 0, 2), (0, 0)])
+@pytest.mark.parametrize("name", ["dream_tiny", "scene"])
+def test_the_prompt_cache_is_exact_without_a_prompt(models, name, lengths):
+    model, settings = models[name], DecodeSettings.parse("3+2 refine block_length=7")
+    model.attend("prefix")
+    try:
+        canvas = canvas_for(model, prompts_for(model, lengths), settings)
+        expected = run(model, Whole(model=model), canvas, settings)
+        found = run(model, reader_for(model, settings), canvas, settings)
+    finally:
+        model.attend("full")
+    assert found.token_ids_BR.tolist() == expected.token_ids_BR.tolist()
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_row_leaves_only_when_a_reading_of_everything_left_it_unchanged(models, monkeypatch, cache):
+    """Whatever a stale look finds, the next reading may change: the tokens are those of rows that never leave."""
+    model, settings = models["llada_v_tiny"], DecodeSettings.parse(f"6+16 refine margin=0.5 cache={cache} refresh=3")
+    with torch.inference_mode():
+        features = features_for(model)
+    canvas = canvas_for(model, prompts_for(model), settings)
+
+    def decoded(repeats: Any) -> Decoded:
+        monkeypatch.setattr(StaleCache, "repeats", repeats)
+        return run(model, reader_for(model, settings, features), canvas, settings)
+
+    found = decoded(StaleCache.repeats)
+    never, rashly = decoded(lambda _: False), decoded(lambda _: True)
+    assert found.token_ids_BR.tolist() == never.token_ids_BR.tolist()
+    assert (found.forwards_B < never.forwards_B).any(), "it still leaves"
+    assert (rashly.token_ids_BR != never.token_ids_BR).any(), "and too early would be another answer"
 
 
 def test_a_model_that_keeps_no_keys_says_so():

@@ -44,6 +44,7 @@ OPTIONS = (
     "4+2 refine cfg_scale=1.5",
     "5 freeze cfg_scale=0.5 beginning=w01,w02 suffix=w03",
     "2 freeze threshold=0.3",
+    "steps=24 freeze schedule=dream threshold=0.3",
     "2 refine threshold=0.5 block_length=8",
     "1+3 refine threshold=0.6 block_length=5",
     "4 freeze temperature=0.7",

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from core.errors import InputError
-from core.models.merging import ImageFeatures, merge
+from core.models.merging import ImageFeatures, arrange
 
 HOLE = 9
 LENGTHS = (3, 1, 2)
@@ -35,7 +35,8 @@ def run(ids, shown, valid=None):
     ids_BL = torch.tensor(ids)
     valid_BL = torch.ones_like(ids_BL, dtype=torch.bool) if valid is None else torch.tensor(valid)
     embedded = ids_BL[..., None].expand(-1, -1, 2).float()
-    return merge(ids_BL, embedded, valid_BL=valid_BL, features=shown, placeholder=HOLE), ids_BL, valid_BL
+    arranged = arrange(ids_BL, valid_BL=valid_BL, features=shown, placeholder=HOLE)
+    return arranged.merged(embedded), ids_BL, valid_BL
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_gradients_reach_text_and_features():
     shown = ImageFeatures(values_FD=values, lengths=(3,), rows=((0,), (0,)))
     embedded = torch.randn(2, 3, 2, requires_grad=True)
     ids_BL = torch.tensor([[1, HOLE, 2], [HOLE, 1, 2]])
-    merged = merge(ids_BL, embedded, valid_BL=ids_BL > 0, features=shown, placeholder=HOLE)
+    merged = arrange(ids_BL, valid_BL=ids_BL > 0, features=shown, placeholder=HOLE).merged(embedded)
     merged.embeddings_BTD.sum().backward()
     assert torch.equal(values.grad, torch.full((3, 2), 2.0))
     assert torch.equal(embedded.grad, (ids_BL != HOLE)[..., None].expand(-1, -1, 2).float())

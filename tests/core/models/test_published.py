@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from core.corruption.settings import ObjectiveSettings
 from core.corruption.weights import token_weights
+from core.errors import InputError
 from core.models import checkpoint
 from core.models.checkpoint import read_config, write_checkpoint
 from core.models.decoders import decoder_family
@@ -266,6 +267,23 @@ def test_a_head_that_shares_the_embedding_is_stored_once(tmp_path, name, key, he
     assert torch.equal(model.logits(hidden), hidden @ tensors[embedding].T)
     save_denoiser(model, tmp_path / "saved")
     assert stored(tmp_path / "saved").keys() == tensors.keys() == {*map(model.layout.name_of, model.state_dict())}
+
+
+def test_a_tower_that_lies_next_to_its_checkpoint_goes_with_the_saved_model(tmp_path, monkeypatch):
+    folder = published(tmp_path, "llada_v_tiny", mm_vision_tower="eyes/siglip-tiny")
+    (folder / "siglip-tiny-patch14-56").rename(tmp_path / "aside")
+    (tmp_path / "eyes").mkdir()
+    (tmp_path / "aside").rename(tmp_path / "eyes" / "siglip-tiny")
+    monkeypatch.chdir(tmp_path)
+    model = load_denoiser(folder)
+    save_denoiser(model, tmp_path / "saved")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = load_denoiser(tmp_path / "saved")
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert again.image_positions(90, 50) == model.image_positions(90, 50)
+    with pytest.raises(InputError, match="the sizes of the vision tower"):
+        load_denoiser(folder)
 
 
 def test_saving_over_the_folder_it_came_from_keeps_the_model(tmp_path):
