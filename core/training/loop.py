@@ -133,7 +133,7 @@ def train(
         InputError: if the device's memory is too small; the message names what needs less.
     """
     trainee = prepare(model, settings, seed=seed)
-    step_loss = _dealt_out(trainee, processes, pictured=batches.pictured)
+    step_loss = _dealt_out(trainee, processes, batches)
     optimizers = build_optimizers(model, settings, trainee.rates)
     first, curve, window = _resume(trainee, optimizers, checkpoint_dir)
     started = time.monotonic()
@@ -160,14 +160,14 @@ def train(
     return TrainResult(steps=settings.steps, resumed_at=first, seconds=seconds, curve=curve, adapter=merged)
 
 
-def _dealt_out(trainee: Trainee, processes: Processes, *, pictured: bool) -> "StepLoss":
+def _dealt_out(trainee: Trainee, processes: Processes, batches: Batches) -> "StepLoss":
     """What a step computes; of several processes each keeps its share of the weights."""
     step_loss = StepLoss(trainee)
     if processes.mesh is None:
         return step_loss
     if trainee.settings.optimizer == "muon":
         raise ConfigError("several processes: Muon needs whole matrices, and they are dealt out: use adamw")
-    deal_out(step_loss, trainee.model, processes, pictured=pictured)
+    deal_out(step_loss, trainee.model, processes, pictured=batches.pictured)
     return step_loss
 
 
