@@ -11,9 +11,7 @@ drafts and tokens a second. Both report how many rows a batch of another size ch
 """
 
 import argparse
-import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from core.decoding.loop import forbidden_tokens
 from core.decoding.settings import DecodeSettings
@@ -34,6 +31,7 @@ from tests.benchmarks.plain_decode import (
     prompts_of,
     random_model,
 )
+from tests.benchmarks.record import Ratio, record
 
 SPEEDUP = {("refine", True): 2.0, ("freeze", True): 2.5, ("refine", False): 1.25, ("freeze", False): 1.25}
 """(policy, large vocabulary) -> the least that decoding must be faster than the plain implementation."""
@@ -99,25 +97,15 @@ def compare(model: Any, vocabulary: int, policy: str, args: argparse.Namespace) 
     }
 
 
-def ratios_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+def ratios_of(row: dict[str, Any]) -> list[Ratio]:
     """What must hold of a comparison."""
     took, policy, large = row["seconds"], row["policy"], row["vocabulary"] >= LARGE
-    name = f"{policy}, vocabulary {row['vocabulary']:,}"
+    name = f"Decoding, {policy}, vocabulary {row['vocabulary']:,}"
     return [
-        _ratio(f"{name}: tokens equal to the plain implementation's", row["rows_with_equal_tokens"] / row["rows"], 1.0),
-        _ratio(f"{name}: plain implementation / ours", took["plain"] / took["ours"], SPEEDUP[policy, large]),
-        _ratio(f"{name}: ours / limit", took["ours"] / took["limit"], OVERHEAD, kind="at most"),
+        Ratio(what=f"{name}: rows with equal tokens", value=row["rows_with_equal_tokens"] / row["rows"], bound=1.0),
+        Ratio(what=f"{name}: row by row / ours", value=took["plain"] / took["ours"], bound=SPEEDUP[policy, large]),
+        Ratio(what=f"{name}: ours / limit", value=took["ours"] / took["limit"], bound=OVERHEAD, kind="at most"),
     ]
-
-
-def _ratio(what: str, value: float, bound: float, *, kind: str = "at least") -> dict[str, Any]:
-    return {"what": what, "value": round(value, 3), "bound": bound, "kind": kind}
-
-
-def kept(ratio: dict[str, Any]) -> bool:
-    """Is the bound kept?"""
-    over = ratio["value"] >= ratio["bound"]
-    return bool(over if ratio["kind"] == "at least" else ratio["value"] <= ratio["bound"])
 
 
 def changed_by_batch(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
@@ -131,7 +119,7 @@ def changed_by_batch(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, 
     return {"dtype": str(dtype).removeprefix("torch."), "rows": len(prompts), "rows_that_differ": differing}
 
 
-def on_processor(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def on_processor(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[Ratio]]:
     """Measurements and ratios of all vocabularies and policies."""
     rows: list[dict[str, Any]] = []
     for vocabulary in args.vocabularies:
@@ -151,7 +139,7 @@ def _shape(args: argparse.Namespace, vocabulary: int) -> Shape:
 
 
 @torch.inference_mode()
-def on_gpu(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def on_gpu(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[Ratio]]:
     """The 8B shape: a forward against the matmul rate, then whole decodings at several numbers of steps."""
     shape = _shape(args, args.vocabularies[-1])
     model = random_model(shape, device=args.device, dtype=torch.bfloat16)
@@ -186,8 +174,7 @@ def on_gpu(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[st
                     "tokens_per_second": round(args.rows * args.response / took, 1),
                 }
             )
-    mfu = _ratio("forward / bf16 matmul rate", rate_reached / rate, MFU)
-    return measured, [mfu]
+    return measured, [Ratio(what="Forward, 8B shape / bf16 matmul rate", value=rate_reached / rate, bound=MFU)]
 
 
 def matmul_rate(device: str, size: int) -> float:
@@ -227,32 +214,14 @@ def main() -> int:
     args = arguments()
     torch.set_num_threads(args.threads)
     measured, ratios = (on_gpu if args.shape_8b else on_processor)(args)
-    cuda = args.device.startswith("cuda")
     measured += [
         {"what": "rows that the batch changes"} | changed_by_batch(args, dtype)
         for dtype in (torch.float32, torch.bfloat16)
     ]
-    result = {
-        "benchmark": "decode",
-        "command": "python -m tests.benchmarks.bench_decode " + " ".join(sys.argv[1:]),
-        "machine": {
-            "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": args.threads,
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "settings": {name: value for name, value in vars(args).items() if name not in ("out", "device")},
-        "measured": measured,
-        "ratios": ratios,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    sys.stdout.write(json.dumps({"measured": measured, "ratios": ratios}, indent=2) + "\n")
-    return 0 if all(kept(ratio) for ratio in ratios) else 1
+    settings = {name: value for name, value in vars(args).items() if name not in ("out", "device")}
+    packages = ("torch", "transformers")
+    name = "decode_gpu" if args.shape_8b else "decode"
+    return record(args.out, name, settings=settings, measured=measured, ratios=ratios, packages=packages)
 
 
 if __name__ == "__main__":
