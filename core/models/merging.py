@@ -7,6 +7,7 @@ Shapes: B rows, L text tokens, T positions of the longest merged row, I images, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Self
 
@@ -181,13 +182,11 @@ def _arranged(
     """What is known of the rows, laid out without asking the device anything."""
     b, length = is_image_BL.shape
     device = is_image_BL.device
+    arrangement = partial(
+        Arrangement, is_image_BL=is_image_BL, valid_BL=valid_BL, features=features, valid=valid, ends=ends
+    )
     if features is None or not any(features.rows):
-        return Arrangement(
-            is_image_BL=is_image_BL,
-            valid_BL=valid_BL,
-            features=features,
-            valid=valid,
-            ends=ends,
+        return arrangement(
             width=length,
             valid_BT=None if sum(valid) == b * length else valid_BL,
             place_BL=torch.arange(length, device=device).expand(b, -1),
@@ -208,12 +207,7 @@ def _arranged(
     valid_T[flat_BL.flatten()] = valid_BL.flatten()
     valid_T[flat_F] = True
     full = sum(valid) + sum(more) == b * width
-    return Arrangement(
-        is_image_BL=is_image_BL,
-        valid_BL=valid_BL,
-        features=features,
-        valid=valid,
-        ends=ends,
+    return arrangement(
         width=width,
         valid_BT=None if full else valid_T[:-1].view(b, width),
         place_BL=place_BL.clamp(max=width - 1),

@@ -10,7 +10,7 @@ from core.settings import Settings
 from core.training.ahead import Ahead
 from core.training.batches import LoadImage, TrainingBatches
 from core.training.loop import OnMetrics, TrainResult, train
-from core.training.parts import parts_of
+from core.training.parts import is_whole, parts_of
 from core.training.settings import TrainSettings
 from core.training.sharding import ALONE, Processes
 
@@ -57,8 +57,7 @@ def train_here(
     )
     micro, size = settings.micro_batch, settings.batch_size
     parts = parts_of(size, micro_batch=micro, rank=processes.rank, world=processes.world)
-    whole = len(parts) == 1 and len(parts[0].places) == size
-    with Ahead(batches, steps=settings.steps, parts=() if whole else parts) as prepared:
+    with Ahead(batches, steps=settings.steps, parts=() if is_whole(parts, size) else parts) as prepared:
         result = train(
             denoiser,
             prepared,

@@ -34,7 +34,7 @@ from core.training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
-from core.training.parts import Part, parts_of
+from core.training.parts import Part, is_whole, parts_of
 from core.training.settings import TrainSettings, dump_settings
 from core.training.sharding import ALONE, Processes, deal_out, put_together, share_of, whole
 from core.training.trainee import Trainee, prepare
@@ -201,7 +201,7 @@ def _shares(
 
     A part's loss is a mean over its rows, and, for the region head, over its labelled tokens; a step's, over its own.
     """
-    if len(parts) == 1 and len(parts[0].places) == settings.batch_size:
+    if is_whole(parts, settings.batch_size):
         yield _Share(batch=batches.batch(step), scale=1.0, grounding_weight=grounding_weight)
         return
     labels = batches.labels(step) if grounding_weight > 0 else 0

@@ -31,3 +31,8 @@ def parts_of(batch_size: int, *, micro_batch: int, rank: int = 0, world: int = 1
     own = [Part(places=dealt[rank][first : first + size]) for first in range(0, len(dealt[rank]), size)]
     idle = Part(places=np.zeros(1, dtype=np.int64), counts=False)
     return own + [idle] * (count - len(own))
+
+
+def is_whole(parts: list[Part], batch_size: int) -> bool:
+    """Whether the parts are the step as it is: one process, no micro-batches."""
+    return len(parts) == 1 and len(parts[0].places) == batch_size
