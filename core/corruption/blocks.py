@@ -7,7 +7,8 @@ import polars as pl
 
 _TOKENS_A_BLOCK = 2**18
 """A block's 64-bit integers take 2 MiB. In smaller blocks, threads wait for the interpreter's lock between numpy's
-loops for longer than the loops take: 2^15 gave 19 to 22 M tokens/s on two cores, 2^18 gives 31 to 36 (bench_corruption)."""
+loops for longer than the loops take: 2^15 gave 19 to 22 M tokens/s on two cores, 2^18 gives 31 to 36
+(bench_corruption)."""
 
 
 def over_blocks(rows: int, row_length: int, work: Callable[[slice], None]) -> None:
