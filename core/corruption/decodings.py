@@ -14,26 +14,31 @@ from core.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Decodings:
-    """The writes of N drafts in order; `steps_N` counts the forwards up to a draft's last write."""
+    """The writes of N drafts in order; `place_W` is a position of the drafts one after another, row x L + position.
 
-    row_W: NDArray[np.int64]
-    step_W: NDArray[np.int64]
-    position_W: NDArray[np.int64]
+    `count_N` counts a draft's writes, `steps_N` the forwards up to its last one.
+    """
+
+    place_W: NDArray[np.int64]
+    step_W: NDArray[np.int16]
     token_W: NDArray[np.int32]
+    count_N: NDArray[np.int64]
     steps_N: NDArray[np.int64]
+    length: int
     mask: int
 
-    def states(self, steps_N: NDArray[np.int64], length: int) -> NDArray[np.int32]:
-        """The response of each draft after its first `steps_N` forwards, (N, length): 0 gives masks alone.
+    def states(self, steps_N: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The response of each draft after its first `steps_N` forwards, (N, L): 0 gives masks alone.
 
         Writes (step, position, token) (0, 2, 7), (1, 0, 5) with M = 1 and length 3: after 1 forward [1, 1, 7],
         after 2 [5, 1, 7].
         """
-        states_NL = np.full((len(steps_N), length), self.mask, dtype=np.int32)
-        done_W = self.step_W < steps_N[self.row_W]
+        nowhere = len(steps_N) * self.length
+        flat = np.full(nowhere + 1, self.mask, dtype=np.int32)
+        done_W = self.step_W < np.repeat(steps_N, self.count_N)
         # writes stand in order, and the last assignment to a repeated index wins
-        states_NL[self.row_W[done_W], self.position_W[done_W]] = self.token_W[done_W]
-        return states_NL
+        flat[np.where(done_W, self.place_W, nowhere)] = self.token_W
+        return flat[:nowhere].reshape(len(steps_N), self.length)
 
 
 def read_decodings(draft_NL: NDArray[np.int32], writes: pl.Series, mask: int) -> Decodings:
@@ -42,19 +47,22 @@ def read_decodings(draft_NL: NDArray[np.int32], writes: pl.Series, mask: int) ->
     Raises:
         InputError: replaying all writes does not give the draft.
     """
-    table = pl.DataFrame({"row": np.arange(len(writes)), "write": writes}).filter(pl.col("write").list.len() > 0)
-    table = table.explode("write").with_columns(pl.col("write").struct.unnest())
-    row_W, step_W = table["row"].to_numpy(), table["step"].to_numpy().astype(np.int64)
-    steps_N = np.zeros(len(writes), dtype=np.int64)
-    np.maximum.at(steps_N, row_W, step_W + 1)
+    rows, length = draft_NL.shape
+    count_N = writes.list.len().fill_null(0).to_numpy().astype(np.int64)
+    flat = writes.explode(empty_as_null=False, keep_nulls=False).struct
+    row_W = np.repeat(np.arange(rows), count_N)
+    step_W = flat.field("step").to_numpy()
+    steps_N = np.zeros(rows, dtype=np.int64)
+    np.maximum.at(steps_N, row_W, step_W.astype(np.int64) + 1)
     decodings = Decodings(
-        row_W=row_W,
+        place_W=row_W * length + flat.field("position").to_numpy(),
         step_W=step_W,
-        position_W=table["position"].to_numpy().astype(np.int64),
-        token_W=table["token"].to_numpy(),
+        token_W=flat.field("token").to_numpy(),
+        count_N=count_N,
         steps_N=steps_N,
+        length=length,
         mask=mask,
     )
-    if (decodings.states(steps_N, draft_NL.shape[1]) != draft_NL).any():
+    if (decodings.states(steps_N) != draft_NL).any():
         raise InputError("a draft's `writes` do not lead to its `token_ids`: these drafts have no usable trajectory")
     return decodings

@@ -86,7 +86,7 @@ def _inputs(revised: Revised, mask: int, seed: int, scope: RefineScope, settings
         share_N = uniforms(keys_N, 1, salt=draw * _PURPOSES + _SHARE)[:, 0]
         step_N = uniforms(keys_N, 1, salt=draw * _PURPOSES + _STEP)[:, 0]
         inner_N = np.maximum(decodings.steps_N - 1, 0)
-        state_NL = decodings.states(1 + (step_N * inner_N).astype(np.int64), draft_NL.shape[1])
+        state_NL = decodings.states(1 + (step_N * inner_N).astype(np.int64))
         partial_N = (share_N < settings.trajectory_share) & (inner_N > 0)
         if scope == "mistakes":
             partial_N &= ((state_NL != target_NL) & (state_NL != mask)).any(axis=1)

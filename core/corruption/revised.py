@@ -36,7 +36,7 @@ def read_revised(
     Raises:
         InputError: drafts of different response lengths.
     """
-    of_expert = revisions.drop("sample_id")
+    of_expert = revisions.select("draft_id", "verdict", "target_ids", "refined_text", "error", _segment_reasons())
     joined = drafts.join(of_expert, on="draft_id", how="left", maintain_order="left")
     joined = joined.with_columns(reason=_reason(scope, keep_partial=keep_partial))
     orphans = revisions.join(drafts, on="draft_id", how="anti")["draft_id"].to_list()
@@ -45,7 +45,7 @@ def read_revised(
         row_id="draft_id",
         outcome=pl.when(pl.col("reason") == "expert_failed").then(pl.lit("failed")).otherwise(pl.lit("rejected")),
         reason="reason",
-        detail=pl.coalesce("error", _segment_reasons().list.join(", "), pl.lit("")).str.slice(0, 500),
+        detail=pl.coalesce("error", pl.col("segment_reasons").list.join(", "), pl.lit("")).str.slice(0, 500),
     )
     refused = refused.select(pl.col(name).cast(dtype) for name, dtype in REJECT_COLUMNS.items())
     draft_NL, target_NL = list_matrix(usable["token_ids"]), list_matrix(usable["target_ids"])
@@ -63,7 +63,7 @@ def _reason(scope: RefineScope, *, keep_partial: bool) -> pl.Expr:
     """Why a draft cannot be used; null: it can."""
     verdict = pl.col("verdict")
     no_mistake = (verdict == "right") & (scope != "response")
-    partly = (_segment_reasons().list.len() > 0) & (scope != "mistakes") & (not keep_partial)
+    partly = (pl.col("segment_reasons").list.len() > 0) & (scope != "mistakes") & (not keep_partial)
     return (
         pl.when(verdict.is_null()).then(pl.lit("no_revision"))
         .when(verdict == "failed").then(pl.lit("expert_failed"))
@@ -76,8 +76,7 @@ def _reason(scope: RefineScope, *, keep_partial: bool) -> pl.Expr:
 
 def _segment_reasons() -> pl.Expr:
     """Why segments were rejected, a list a draft; a segment that changes nothing (no_op) says nothing of the draft."""
-    return pl.col("segments").list.eval(
-        pl.element()
-        .struct.field("reason")
-        .filter(pl.element().struct.field("reason").is_not_null() & (pl.element().struct.field("reason") != "no_op"))
+    reason = pl.element().struct.field("reason")
+    return (
+        pl.col("segments").list.eval(reason.filter(reason.is_not_null() & (reason != "no_op"))).alias("segment_reasons")
     )
