@@ -1,16 +1,17 @@
 """The processor threads of a task, the device and the model that it works with, and those that train together."""
 
-import ctypes
-import ctypes.util
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import partial
+from typing import Any, TypeVar
 
 import polars as pl
 import torch
 
+from core.decoding.samples import OnDecoded
+from core.drafting_process import Done, DraftJob, DraftProcess, Kept
 from core.errors import ConfigError
 from core.manifest import Ref
 from core.models.denoiser import TrainableDenoiser, load_denoiser
@@ -20,6 +21,7 @@ from core.training.launch import train_apart
 from core.training.loop import OnMetrics, TrainResult
 from tasks.workplace import Workplace
 
+R = TypeVar("R")
 _DTYPES: dict[Dtype, torch.dtype | None] = {
     "auto": None,
     "fp32": torch.float32,
@@ -35,21 +37,6 @@ def use_threads(count: int) -> None:
     for the same number, and nobody sets an old one back. Sums over another number of threads end in other bits.
     """
     torch.set_num_threads(count)
-
-
-def return_memory() -> None:
-    """Give memory that is free inside the C library's heap back to the system.
-
-    A training frees tensors of ever other sizes: without this, glibc's heaps grew by 2 GB a training.
-    """
-    trim = _trim()
-    if trim is not None:
-        trim(0)
-
-
-@cache
-def _trim() -> "ctypes._NamedFuncPointer | None":
-    return getattr(ctypes.CDLL(ctypes.util.find_library("c")), "malloc_trim", None)  # glibc's alone
 
 
 def load_model(place: Workplace, model: Ref) -> TrainableDenoiser:
@@ -88,19 +75,41 @@ def _one_each(wanted: Sequence[str], processes: int) -> list[str]:
     return gpus[:processes]
 
 
-@contextmanager
-def drafting_model(place: Workplace, model: Ref, dtype: Dtype = "auto") -> Iterator[TrainableDenoiser]:
-    """A checkpoint's model for work that only reads it, alone on its device as long as the block lasts.
+def draft_on(
+    place: Workplace,
+    model: Ref,
+    work: Callable[..., R],
+    samples: pl.DataFrame,
+    *,
+    threads: int,
+    dtype: Dtype = "auto",
+    tell: Callable[[str], None],
+    on_progress: OnDecoded,
+    **how: Any,
+) -> Done[R]:
+    """`core.drafting.draft` or `answer` by a checkpoint, on one of the place's devices.
 
-    It stays in memory for the next shard that asks for it.
+    Where there are several devices, in the process that this one has for each; the model stays in memory for the next
+    shard that asks for it.
     """
+    job = DraftJob(
+        work=work,
+        samples=samples,
+        load_image=place.load_image,
+        checkpoint=partial(place.local_folder, model),
+        digest=model.digest,
+        dtype=_DTYPES[dtype],
+        threads=threads,
+        how=how,
+    )
     with MODELS.device(place.devices) as device:
-        kept = (model.digest, dtype)
-        found = MODELS.take(device, kept)
-        if found is None:
-            found = load_denoiser(place.local_folder(model), device=device, dtype=_DTYPES[dtype])
-        yield found
-        MODELS.keep(device, kept, found)  # not after an error: nobody knows what it did to the device
+        if len(device_names(place.devices)) > 1:
+            return MODELS.process(device).run(job, tell=tell, on_progress=on_progress)
+        use_threads(threads)
+        found = MODELS.take(device, job.model) or job.load(device)
+        done = job.run(found, tell=tell, on_progress=on_progress)
+        MODELS.keep(device, job.model, found)  # not after an error: nobody knows what it did to the device
+        return done
 
 
 def device_names(wanted: Sequence[str]) -> list[str]:
@@ -129,12 +138,13 @@ def shards_at_once(wanted: Sequence[str], *, threads: int, each: int) -> int:
 
 
 class Models:
-    """The models of this process: who uses which device, and which models wait for their next use."""
+    """Who uses which device, which models wait in this process for their next use, and each device's own process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users: Counter[str] = Counter()
         self._idle: dict[str, list[tuple[Kept, TrainableDenoiser]]] = {}
+        self._processes: dict[str, DraftProcess] = {}
 
     @contextmanager
     def device(self, wanted: Sequence[str]) -> Iterator[str]:
@@ -161,14 +171,22 @@ class Models:
         with self._lock:
             self._idle.setdefault(device, []).append((kept, model))
 
+    def process(self, device: str) -> DraftProcess:
+        """The process that drafts on a device: the same one as long as it lives."""
+        with self._lock:
+            found = self._processes.get(device)
+            if found is None or not found.is_alive:
+                found = self._processes[device] = DraftProcess(device)
+            return found
+
     def forget(self, device: str) -> None:
-        """Free the memory of idle models: something else is coming."""
+        """Free the memory of idle models, and of the device's process if it is idle: something else is coming."""
         with self._lock:
             self._idle.pop(device, None)
+            process = self._processes.get(device)
+        if process is not None:
+            process.close_if_idle()
         torch.cuda.empty_cache()
 
-
-Kept = tuple[str, Dtype]
-"""Digest of the checkpoint, precision."""
 
 MODELS = Models()

@@ -7,7 +7,6 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
-from core.decoding.room import Room
 from core.decoding.settings import DecodeSettings
 from core.drafting import draft as decode_drafts
 from core.manifest import Ref, read_slice
@@ -15,7 +14,7 @@ from core.models.settings import Dtype
 from core.settings import Settings
 from core.stage import Output
 from data_contracts import Drafts, Samples, Traces
-from tasks.compute import drafting_model, use_threads
+from tasks.compute import draft_on
 from tasks.running import aloud, run, stage_of
 from tasks.workplace import Workplace
 
@@ -43,27 +42,28 @@ def draft(place: Workplace, config: DraftConfig, model: Ref, samples: Ref, *, th
     """Samples -> drafts, with the log of every write."""
 
     def compute(output: Output) -> None:
-        use_threads(threads)
         rows = read_slice(place.store, samples, Samples, start=config.offset, count=config.length)
-        room = Room(tell=aloud(output))
-        with drafting_model(place, model, config.dtype) as denoiser:
-            drafted = decode_drafts(
-                denoiser,
-                rows,
-                [DecodeSettings.parse(name) for name in config.settings],
-                load_image=place.load_image,
-                response_length=config.response_length,
-                batch_size=config.batch_size,
-                round_index=config.round,
-                model_digest=model.digest,
-                trace_samples=config.traces,
-                room=room,
-                on_progress=lambda done, total: output.progress(done, total, {}),
-            )
+        done = draft_on(
+            place,
+            model,
+            decode_drafts,
+            rows,
+            threads=threads,
+            dtype=config.dtype,
+            tell=aloud(output),
+            on_progress=lambda done, total: output.progress(done, total, {}),
+            settings=[DecodeSettings.parse(name) for name in config.settings],
+            response_length=config.response_length,
+            batch_size=config.batch_size,
+            round_index=config.round,
+            model_digest=model.digest,
+            trace_samples=config.traces,
+        )
+        drafted = done.result
         output.write(Drafts, drafted.drafts)
         output.write(Traces, drafted.traces, counted=False)
         output.reject_frame(drafted.rejects)
-        output.commit(rows_in=rows.height * len(config.settings), facts={"batches_halved": room.halvings})
+        output.commit(rows_in=rows.height * len(config.settings), facts={"batches_halved": done.halvings})
 
     stage = stage_of("draft", config, {"model": [model], "samples": [samples]})
     return run(place, stage, compute, parent=parent)

@@ -6,7 +6,6 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from core.config import RunConfig
-from core.decoding.room import Room
 from core.decoding.settings import DecodeSettings
 from core.drafting import answer
 from core.manifest import Ref, read_table
@@ -15,7 +14,7 @@ from core.metrics.overlap import overlap_f1
 from core.settings import Settings
 from core.stage import Output
 from data_contracts import Evaluations, Samples
-from tasks.compute import drafting_model, use_threads
+from tasks.compute import draft_on
 from tasks.running import aloud, run, stage_of
 from tasks.workplace import Workplace
 
@@ -51,19 +50,19 @@ def evaluate(place: Workplace, config: EvaluateConfig, model: Ref, samples: Ref,
     """Samples -> answers of `model` with their metrics; the summary of each setting is among the manifest's facts."""
 
     def compute(output: Output) -> None:
-        use_threads(threads)
         rows = read_table(place.store, samples, Samples).slice(0, config.first)
-        with drafting_model(place, model) as denoiser:
-            answered = answer(
-                denoiser,
-                rows,
-                [DecodeSettings.parse(name) for name in config.settings],
-                load_image=place.load_image,
-                response_length=config.response_length,
-                batch_size=config.batch_size,
-                room=Room(tell=aloud(output)),
-                on_progress=lambda done, total: output.progress(done, total, {}),
-            )
+        answered = draft_on(
+            place,
+            model,
+            answer,
+            rows,
+            threads=threads,
+            tell=aloud(output),
+            on_progress=lambda done, total: output.progress(done, total, {}),
+            settings=[DecodeSettings.parse(name) for name in config.settings],
+            response_length=config.response_length,
+            batch_size=config.batch_size,
+        ).result
         measured = measure_answers(answered.answers, rows, config.arm)
         summaries = by_setting(measured, config.seed)
         facts = {name: summary | {"seconds": answered.seconds[name]} for name, summary in summaries.items()}

@@ -12,6 +12,7 @@ from pydantic import field_serializer
 from core.config import RunConfig
 from core.corruption.settings import ObjectiveSettings
 from core.fingerprint import checkpoint_digest
+from core.heap import return_memory
 from core.manifest import Ref, read_manifest, read_table
 from core.models.create import create_denoiser
 from core.models.denoiser import load_denoiser, save_denoiser
@@ -23,7 +24,7 @@ from core.training.loop import TrainResult
 from core.training.settings import CURVES_FILE, TrainSettings, VisionSettings, dump_settings
 from core.training.vision import warm_up_vision
 from data_contracts import Samples, TrainingExamples
-from tasks.compute import load_model, return_memory, train_on, use_threads
+from tasks.compute import load_model, train_on, use_threads
 from tasks.running import run, stage_of
 from tasks.workplace import Workplace
 

@@ -1,7 +1,6 @@
 """Where a task finds its store, claims and tracker: plain values that travel between processes."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +87,9 @@ class Workplace(Settings):
         """A file on this machine with an image's encoded bytes, checked against its sha."""
         return self.store.local(image_path(sha), sha)
 
-    @property
-    def load_image(self) -> Callable[[str], np.ndarray]:
-        """sha -> uint8 RGB pixels (height, width, 3)."""
-        return lambda sha: decode(self.image_bytes(sha))
+    def load_image(self, sha: str) -> np.ndarray:
+        """An image's uint8 RGB pixels (height, width, 3)."""
+        return decode(self.image_bytes(sha))
 
     def local_folder(self, ref: Ref) -> Path:
         """A folder on this machine with the files of a checkpoint, each checked against its sha256."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 
 from core.corruption.settings import ObjectiveSettings
+from core.heap import large_tensors_apart
 from core.models.denoiser import load_denoiser, save_denoiser
 from core.settings import Settings
 from core.training.ahead import Ahead
@@ -57,7 +58,8 @@ def train_here(
     )
     micro, size = settings.micro_batch, settings.batch_size
     parts = parts_of(size, micro_batch=micro, rank=processes.rank, world=processes.world)
-    with Ahead(batches, steps=settings.steps, parts=() if is_whole(parts, size) else parts) as prepared:
+    ahead = Ahead(batches, steps=settings.steps, parts=() if is_whole(parts, size) else parts)
+    with ahead as prepared, large_tensors_apart():
         result = train(
             denoiser,
             prepared,

@@ -5,9 +5,10 @@ python -m tests.benchmarks.bench_decode --device cuda --out tests/results/benchm
 
 On the processor: hidden 512, 8 layers, random weights, 16 prompts of 64 tokens, 128 new tokens in 32 steps, frozen and
 refining, at two vocabularies. (a) plain: one row at a time, logits at all positions, float64 softmax over all of them.
-(b) limit: forwards of the same batch, and the head on the positions that may change. Fails if a token differs from (a),
-or a ratio misses its bound. On a GPU: the 8B shape in bf16, how near its forwards come to the measured matmul rate, and
-drafts and tokens a second. Both report how many rows a batch of another size changes in bf16.
+(b) limit: forwards of the same batch, and the head on the positions that may change. The three take turns, a step of
+each. Fails if a token differs from (a), or a ratio misses its bound.
+On a GPU: the 8B shape in bf16, how near its forwards come to the measured matmul rate, and drafts and tokens a second.
+Both report how many rows a batch of another size changes in bf16.
 """
 
 import argparse
@@ -15,13 +16,16 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from core.decoding.loop import forbidden_tokens
 from core.decoding.settings import DecodeSettings
+from core.decoding.state import Canvas, Step
 from core.decoding.strategies import strategies
 from tests.benchmarks.plain_decode import (
     Shape,
@@ -31,7 +35,7 @@ from tests.benchmarks.plain_decode import (
     prompts_of,
     random_model,
 )
-from tests.benchmarks.record import Ratio, record
+from tests.benchmarks.record import Ratio, in_turn, record
 
 SPEEDUP = {("refine", True): 2.0, ("freeze", True): 2.5, ("refine", False): 1.25, ("freeze", False): 1.25}
 """(policy, large vocabulary) -> the least that decoding must be faster than the plain implementation."""
@@ -44,12 +48,36 @@ POLICIES = ("freeze", "refine")
 Prompts = list[list[int]]
 
 
-def ours(model: Any, prompts: Prompts, *, length: int, steps: int, policy: str) -> list[list[int]]:
-    """The project's decoding of all prompts as one batch."""
+def ours(
+    model: Any, prompts: Prompts, *, length: int, steps: int, policy: str, pause: Callable[[], None] = lambda: None
+) -> list[list[int]]:
+    """The project's decoding of all prompts as one batch; `pause` is called before each step but the first."""
     chosen = strategies(DecodeSettings.parse(f"steps={steps} {policy} grid_bits={GRID_BITS}"), model)
     canvas = chosen.canvas(model, prompts, response_length=length)
-    found = chosen.decode(chosen.reader(model, None, response_length=length), canvas, response_length=length)
+    reader = Paused(chosen.reader(model, None, response_length=length), pause)
+    found = chosen.decode(reader, canvas, response_length=length)
     return [[int(token) for token in row] for row in found.token_ids_BR.tolist()]
+
+
+@dataclass
+class Paused:
+    """A reader that pauses before each look but the first."""
+
+    reader: Any
+    pause: Callable[[], None]
+    looks: int = 0
+
+    def hidden(self, canvas: Canvas, step: Step, asked_N: Tensor) -> Tensor:
+        if self.looks:
+            self.pause()
+        self.looks += 1
+        return self.reader.hidden(canvas, step, asked_N)
+
+    def select(self, rows: Tensor) -> "Paused":
+        return Paused(self.reader.select(rows), self.pause, self.looks)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.reader, name)
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
@@ -67,34 +95,33 @@ def _wait(device: str) -> None:
 
 
 def compare(model: Any, vocabulary: int, policy: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Decoding, the plain implementation and the limit on the same prompts; the fastest of their passes each."""
+    """Decoding, the plain implementation and the limit on the same prompts, a step of each in turn."""
     prompts, sizes = prompts_of(args.rows, args.prompt), {"length": args.response, "steps": args.steps}
+    refine, forbidden = policy == "refine", forbidden_tokens(model.tokenizer)
     found: dict[str, list[list[int]]] = {}
 
-    def plain() -> None:
-        forbidden = forbidden_tokens(model.tokenizer)
-        found["plain"] = plain_decode(model, prompts, **sizes, refine=policy == "refine", forbidden=forbidden)
+    def plain(pause: Callable[[], None]) -> None:
+        found["plain"] = plain_decode(model, prompts, **sizes, refine=refine, forbidden=forbidden, pause=pause)
 
-    def decoded() -> None:
-        found["ours"] = ours(model, prompts, **sizes, policy=policy)
+    def decoded(pause: Callable[[], None]) -> None:
+        found["ours"] = ours(model, prompts, **sizes, policy=policy, pause=pause)
 
-    def limit() -> None:
-        least_work(model, prompts, **sizes, refine=policy == "refine")
+    def limit(pause: Callable[[], None]) -> None:
+        least_work(model, prompts, **sizes, refine=refine, pause=pause)
 
     ours(model, prompts[:1], length=args.response, steps=1, policy=policy)  # the first call of anything is slow
-    passes = {name: [seconds(work, "cpu")] for name, work in (("ours", decoded), ("limit", limit))}
-    for _ in range(args.repeats - 1):
-        passes["limit"].append(seconds(limit, "cpu"))
-        passes["ours"].append(seconds(decoded, "cpu"))
-    best = {name: min(times) for name, times in passes.items()} | {"plain": seconds(plain, "cpu")}
+    ways = {"ours": decoded, "limit": limit, "plain": plain}
+    took = in_turn(ways, threads=args.threads)
     equal = sum(a == b for a, b in zip(found["ours"], found["plain"], strict=True))
-    return {
+    row = {
         "vocabulary": vocabulary,
         "policy": policy,
-        "seconds": {name: round(took, 3) for name, took in best.items()},
+        "seconds": {way: round(value, 3) for way, value in took.items()},
         "rows_with_equal_tokens": equal,
         "rows": args.rows,
     }
+    sys.stderr.write(f"{row}\n")
+    return row
 
 
 def ratios_of(row: dict[str, Any]) -> list[Ratio]:
@@ -191,7 +218,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape-8b", action="store_true", help="the GPU's measurements on any device")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2, help="forwards of the 8B shape, of which the best counts")
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--step-counts", type=int, nargs="+", default=[128, 32, 16])
     parser.add_argument("--matmul", type=int, default=8192)

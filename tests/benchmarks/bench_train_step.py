@@ -80,6 +80,7 @@ def time_ratios(args: argparse.Namespace) -> tuple[dict[str, Any], list[Ratio]]:
             times, found = timed(args, vocabulary, supervised, ways)
             name = f"vocabulary {vocabulary:,}, {supervised:.0%} supervised"
             measured[name] = {"seconds": times.as_json, "loss_and_gradient_norm": found}
+            sys.stderr.write(f"{name}: {measured[name]}\n")
             bound = 1.10 if supervised == HALF else None
             ratios += [
                 Ratio(
@@ -102,6 +103,7 @@ def memory_ratios(args: argparse.Namespace) -> tuple[dict[str, Any], list[Ratio]
         peaks |= {f"{way}, a row a backward": peak(args, vocabulary, way, 1) for way in ("redraft", "plain")}
         name = f"vocabulary {vocabulary:,}, 50% supervised"
         measured[name] = {way: asdict(found) | {"step": found.step} for way, found in peaks.items()}
+        sys.stderr.write(f"{name}: {measured[name]}\n")
         ours, large = peaks["redraft"], vocabulary == args.large
         ratios += [
             Ratio(
@@ -140,7 +142,7 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--large", type=int, default=LARGE)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=sorted(_CLOCKS), default="wall")
     args = parser.parse_args()

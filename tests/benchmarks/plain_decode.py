@@ -3,7 +3,8 @@
 Shapes: B rows, L tokens of prompt and response, V vocabulary.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,17 +80,39 @@ def prompts_of(rows: int, length: int, seed: int = 0) -> list[list[int]]:
 
 @torch.inference_mode()
 def plain_decode(
-    model: Any, prompts: Sequence[Sequence[int]], *, length: int, steps: int, refine: bool, forbidden: Sequence[int]
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    length: int,
+    steps: int,
+    refine: bool,
+    forbidden: Sequence[int],
+    pause: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """One row at a time, logits at every position, softmax in float64 over all of them; what is revealed and what is
     overwritten as METHODS of ReDiff and LLaDA-V have it: the most confident masks, and every token visible before.
+
+    `pause` is called `steps` times in all.
     """
     mask = int(model.tokenizer.mask_token_id)
-    return [_plain_row(model, row, length, steps, refine, forbidden, mask) for row in prompts]
+    looks = itertools.count(1)
+
+    def looked() -> None:
+        if next(looks) % len(prompts) == 0:
+            pause()
+
+    return [_plain_row(model, row, length, steps, refine, forbidden, mask, looked) for row in prompts]
 
 
 def _plain_row(
-    model: Any, prompt: Sequence[int], length: int, steps: int, refine: bool, forbidden: Sequence[int], mask: int
+    model: Any,
+    prompt: Sequence[int],
+    length: int,
+    steps: int,
+    refine: bool,
+    forbidden: Sequence[int],
+    mask: int,
+    looked: Callable[[], None],
 ) -> list[int]:
     ids_1L = torch.tensor([[*prompt, *[mask] * length]], device=model.device)
     response_1L = torch.arange(ids_1L.shape[1], device=model.device)[None] >= len(prompt)
@@ -108,11 +131,20 @@ def _plain_row(
         ids_1L = ids_1L.scatter(1, best_1K, predicted_1L.gather(1, best_1K))
         if refine:
             ids_1L = torch.where(visible_1L, predicted_1L, ids_1L)
+        looked()
     return [int(token) for token in ids_1L[0, len(prompt) :].tolist()]
 
 
 @torch.inference_mode()
-def least_work(model: Any, prompts: Sequence[Sequence[int]], *, length: int, steps: int, refine: bool) -> Tensor:
+def least_work(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    length: int,
+    steps: int,
+    refine: bool,
+    pause: Callable[[], None] = lambda: None,
+) -> Tensor:
     """The forwards of a whole decoding, and the head on the positions that may change; of logits nothing is made."""
     mask = int(model.tokenizer.mask_token_id)
     rows = [[*prompt, *[mask] * length] for prompt in prompts]
@@ -127,6 +159,7 @@ def least_work(model: Any, prompts: Sequence[Sequence[int]], *, length: int, ste
         for part_ND in torch.split(asked_ND, 2048):
             last = model.logits(part_ND)
         revealed += share + (step < rest)
+        pause()
     return last
 
 

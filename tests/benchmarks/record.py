@@ -10,14 +10,18 @@ import os
 import platform
 import statistics
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +110,42 @@ def machine() -> dict[str, Any]:
         if torch.cuda.is_available():
             found["accelerator"] = torch.cuda.get_device_name()
     return found
+
+
+def in_turn(ways: Mapping[str, Callable[[Callable[[], None]], object]], *, threads: int) -> dict[str, float]:
+    """Seconds of long computations that take turns: each calls its argument after a step and then waits for the others.
+
+    So that all see the same machine, where it drifts within one run of them.
+    """
+    gates = {way: threading.Semaphore(0) for way in ways}
+    seconds, waiting = dict.fromkeys(ways, 0.0), deque(ways)
+
+    def run(way: str) -> None:
+        torch.set_num_threads(threads)
+        gates[way].acquire()
+        began = time.perf_counter()
+
+        def pause() -> None:
+            nonlocal began
+            seconds[way] += time.perf_counter() - began
+            waiting.append(way)
+            gates[waiting.popleft()].release()
+            gates[way].acquire()
+            began = time.perf_counter()
+
+        try:
+            ways[way](pause)
+        finally:
+            seconds[way] += time.perf_counter() - began
+            if waiting:
+                gates[waiting.popleft()].release()
+
+    with ThreadPoolExecutor(len(ways)) as pool:
+        runs = [pool.submit(run, way) for way in ways]
+        gates[waiting.popleft()].release()
+        for one in runs:
+            one.result()
+    return seconds
 
 
 def record(

@@ -1,17 +1,28 @@
 """Devices are shared out, and a model stays loaded from shard to shard."""
 
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 import polars as pl
+import psutil
 import pytest
 import torch
 
 from core.config import ComputeSettings
 from core.corruption.settings import ObjectiveSettings
 from core.errors import ConfigError
+from core.manifest import Ref
+from core.models.denoiser import save_denoiser
+from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
+from core.models.tokenizer import build_word_tokenizer
 from core.training.job import TrainJob
 from core.training.settings import TrainSettings
 from tasks import compute
 from tasks.compute import Models, device_names, shards_at_once
 from tasks.workplace import Workplace
+from tests.core.decoding.tiny import WORDS
 
 
 @pytest.fixture
@@ -92,3 +103,47 @@ def test_processes_that_train_together_have_a_gpu_each_or_share_the_processor(mo
     assert begun == [["cuda:0", "cuda:1"], ["cuda:2", "cuda:0"], ["cpu", "cpu", "cpu"]]
     with pytest.raises(ConfigError, match="4 that train together need a GPU each; there are 3"):
         train_on(4, "auto")
+
+
+@dataclass(frozen=True)
+class Place:
+    folder: Path
+    devices: tuple[str, ...] = ("auto",)
+
+    def local_folder(self, model: Ref) -> Path:
+        return self.folder
+
+    def load_image(self, sha: str) -> np.ndarray:
+        raise AssertionError("nobody asks for an image")
+
+
+def process_of(model: object, samples: pl.DataFrame, **_: object) -> int:
+    return os.getpid()
+
+
+def test_of_several_devices_each_has_a_process_until_something_else_needs_the_device(monkeypatch, tmp_path):
+    small = SceneDenoiserConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    save_denoiser(SceneDenoiser.create(small, build_word_tokenizer(WORDS), seed=0), tmp_path)
+    models, names = Models(), ["cpu:0"]
+    monkeypatch.setattr(compute, "MODELS", models)
+    monkeypatch.setattr(compute, "device_names", lambda _: names)
+    place, model = Place(tmp_path), Ref(kind="checkpoint", uri="checkpoints/small", digest="0" * 64)
+
+    def drafted() -> int:
+        return compute.draft_on(
+            place, model, process_of, pl.DataFrame(), threads=1, tell=print, on_progress=print
+        ).result
+
+    assert drafted() == os.getpid(), "one device needs no other process"
+    names.append("cpu:1")
+    first = drafted()
+    with models.device(place.devices):
+        second = drafted()
+    assert len({first, second, os.getpid()}) == 3
+    assert drafted() == first
+    models.forget("cpu:0")
+    assert not psutil.pid_exists(first)
+    assert psutil.pid_exists(second)
+    assert drafted() not in (first, second, os.getpid())
+    for name in names:
+        models.forget(name)
