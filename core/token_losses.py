@@ -50,6 +50,10 @@ class LinearHead:
             return cls(weight_VD=head.weight, bias_V=head.bias)
         return None
 
+    def scores_into(self, out_NV: Tensor, hidden_ND: Tensor) -> Tensor:
+        """`out_NV`, with the scores: new memory of that size would cost a page fault for every 4 KiB. No gradient."""
+        return _linear(hidden_ND, self.weight_VD, self.bias_V, out_NV)
+
 
 def token_losses(
     hidden_ND: Tensor,
@@ -161,7 +165,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _linear(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, out_CV: Tensor) -> Tensor:
-    """nn.functional.linear into memory that is there: new memory of this size costs a page fault for every 4 KiB."""
+    """nn.functional.linear into memory that is there."""
     if bias_V is None:
         return torch.mm(hidden_CD, weight_VD.T, out=out_CV)
     return torch.addmm(bias_V, hidden_CD, weight_VD.T, out=out_CV)

@@ -4,13 +4,14 @@ Shapes: B rows, L tokens, N positions that are asked for, D hidden size, W what 
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from core.decoding.state import Canvas, Step
 from core.models.denoiser import Denoiser, Features, arranged
+from core.token_losses import LinearHead
 
 
 class Reader(Protocol):
@@ -29,7 +30,7 @@ class Reader(Protocol):
         ...
 
     def logits(self, hidden_NW: Tensor) -> Tensor:
-        """Scores of the vocabulary, (N, V), for any of the positions."""
+        """Scores of the vocabulary, (N, V), for any of the positions. They hold until the next call."""
         ...
 
     def repeats(self) -> bool:
@@ -41,16 +42,27 @@ class Reader(Protocol):
         ...
 
 
+@runtime_checkable
+class LinearlyScoring(Denoiser, Protocol):
+    """A denoiser that may have a head of one linear layer."""
+
+    def linear_head(self) -> LinearHead | None:
+        """What computes `logits`; None: something else does."""
+        ...
+
+
 @dataclass(kw_only=True)
 class Looks:
     """What all looks of a decoding share. features_BND: see core.models.denoiser; None without images.
 
-    is_arranged: they know where text and images go, which the first step asks the device.
+    is_arranged: they know where text and images go, which the first step asks the device. spare: on a CPU, memory for
+    scores.
     """
 
     model: Denoiser
     features_BND: Features | None = None
     is_arranged: bool = False
+    spare_NV: Tensor | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -67,7 +79,12 @@ class Looks:
 
     def logits(self, hidden_NW: Tensor) -> Tensor:
         """(N, D) -> (N, V)."""
-        return self.model.logits(hidden_NW)
+        head = self.model.linear_head() if isinstance(self.model, LinearlyScoring) else None
+        if hidden_NW.device.type != "cpu" or head is None:
+            return self.model.logits(hidden_NW)
+        if self.spare_NV is None or len(self.spare_NV) < len(hidden_NW):
+            self.spare_NV = hidden_NW.new_empty(len(hidden_NW), len(head.weight_VD))
+        return head.scores_into(self.spare_NV[: len(hidden_NW)], hidden_NW)
 
     def select(self, rows: Tensor) -> Self:
         """Those rows' images."""

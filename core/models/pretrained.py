@@ -204,8 +204,11 @@ class PretrainedDenoiser(nn.Module):
 
     def token_losses(self, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor) -> TokenLosses:
         """See core.token_losses. A head of several layers scores all tokens at once."""
-        head = self.head.linear() if isinstance(self.head, TiedHead) else LinearHead.of(self.head)
-        return token_losses(hidden_ND, targets_N, weights_N, logits=self.logits, head=head)
+        return token_losses(hidden_ND, targets_N, weights_N, logits=self.logits, head=self.linear_head())
+
+    def linear_head(self) -> LinearHead | None:
+        """What computes `logits`, if it is one linear layer."""
+        return self.head.linear() if isinstance(self.head, TiedHead) else LinearHead.of(self.head)
 
     def matrix_names(self) -> frozenset[str]:
         """The weight matrices of all layers; embeddings, head and convolutions are none."""

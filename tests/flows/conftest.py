@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from core.config import PlaceSettings, RunConfig
 from core.expert.server import make_server
 
 
@@ -20,3 +21,17 @@ def expert_url() -> Iterator[str]:
     yield f"http://127.0.0.1:{port}/v1"
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def own_place(running_servers, monkeypatch, tmp_path, servers_home) -> PlaceSettings:
+    """A store and a database of the test's own, with the servers that all share."""
+    monkeypatch.setenv("REDRAFT_HOME", str(servers_home))
+    return RunConfig().place.model_copy(
+        update={
+            "store": str(tmp_path / "store"),
+            "database": f"sqlite:///{tmp_path}/state.db",
+            "prefect_url": f"{running_servers.prefect_ui}/api",
+            "mlflow_url": running_servers.mlflow_uri,
+        }
+    )

@@ -25,18 +25,9 @@ SETTINGS = ("4 refine", "8 freeze")
 
 
 @pytest.fixture
-def config(running_servers, monkeypatch, tmp_path, servers_home) -> RunConfig:
-    monkeypatch.setenv("REDRAFT_HOME", str(servers_home))
-    place = RunConfig().place.model_copy(
-        update={
-            "store": str(tmp_path / "store"),
-            "database": f"sqlite:///{tmp_path}/state.db",
-            "prefect_url": f"{running_servers.prefect_ui}/api",
-            "mlflow_url": running_servers.mlflow_uri,
-        }
-    )
+def config(own_place, tmp_path) -> RunConfig:
     draft = DraftSettings(settings=SETTINGS, batch_size=4, shard_size=3)
-    known = RunConfig(place=place, draft=draft)
+    known = RunConfig(place=own_place, draft=draft)
     model = known.model.model_copy(update={"response_length": 8})
     return with_model(known.model_copy(update={"model": model}), published(tmp_path, "llada_v_tiny"))
 

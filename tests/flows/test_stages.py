@@ -31,17 +31,8 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture
-def config(running_servers, monkeypatch, tmp_path, servers_home) -> RunConfig:
-    monkeypatch.setenv("REDRAFT_HOME", str(servers_home))
-    place = RunConfig().place.model_copy(
-        update={
-            "store": str(tmp_path / "store"),
-            "database": f"sqlite:///{tmp_path}/state.db",
-            "prefect_url": f"{running_servers.prefect_ui}/api",
-            "mlflow_url": running_servers.mlflow_uri,
-        }
-    )
-    return RunConfig(place=place)
+def config(own_place) -> RunConfig:
+    return RunConfig(place=own_place)
 
 
 def with_data(config: RunConfig, file: Path, images: Path | str = "", **ingest) -> RunConfig:
