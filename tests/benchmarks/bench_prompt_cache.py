@@ -127,7 +127,7 @@ def main() -> int:
     limit = args.steps * (args.prompt + args.response) / (args.prompt + args.steps * args.response)
     return record(
         args.out,
-        "prompt cache",
+        "prompt_cache",
         settings={key: value for key, value in vars(args).items() if key != "out"},
         measured={
             "seconds": timings.as_json,
