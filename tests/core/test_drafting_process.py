@@ -140,6 +140,7 @@ def test_an_error_of_the_one_who_waits_ends_it(checkpoint, samples):
     assert not seen[0].is_running()
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_process_that_started_it(checkpoint, tmp_path):
     pid_file = tmp_path / "pid"
     script = f"""

@@ -121,6 +121,7 @@ def process_of(model: object, samples: pl.DataFrame, **_: object) -> int:
     return os.getpid()
 
 
+@pytest.mark.slow
 def test_of_several_devices_each_has_a_process_until_something_else_needs_the_device(monkeypatch, tmp_path):
     small = SceneDenoiserConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     save_denoiser(SceneDenoiser.create(small, build_word_tokenizer(WORDS), seed=0), tmp_path)

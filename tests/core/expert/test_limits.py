@@ -118,6 +118,7 @@ def test_what_others_only_hold_is_waited_for(start_expert, tmp_path):
     assert [len(outcome or []) for outcome in outcomes] == [8, 8]
 
 
+@pytest.mark.slow
 def test_what_a_dead_process_had_in_flight_stays_counted(start_expert, ledger):
     expert = start_expert()
     config = settings(expert.url, max_requests=3)

@@ -89,6 +89,7 @@ train_apart(job, rows, FILES.__getitem__, devices=["cpu", "cpu"], on_metrics=lam
 """
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_parent_that_is_killed_and_leave_checkpoints(tmp_path):
     job, _ = job_in(tmp_path)
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True)
