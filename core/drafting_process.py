@@ -160,9 +160,8 @@ def _serve(pipe: "Connection[Any, Any]", device: str) -> None:
             job: DraftJob[Any] = pipe.recv()
         except EOFError:
             return
-        found, kept = kept, None  # not kept after an error: nobody knows what it did to the device
-        model = found[1] if found is not None and found[0] == job.model else None
-        del found
+        model = kept[1] if kept is not None and kept[0] == job.model else None
+        kept = None  # before another is loaded; and after an error nobody knows what it did to the device
         try:
             model = model or job.load(device)
             done = job.run(

@@ -32,16 +32,19 @@ def return_memory() -> None:
 
     A training frees tensors of ever other sizes: without this, glibc's heaps grew by 2 GB a training.
     """
-    if hasattr(_libc(), "malloc_trim"):
-        _libc().malloc_trim(0)
+    glibc = _glibc()
+    if glibc is not None:
+        glibc.malloc_trim(0)
 
 
 def _limit(size: int) -> None:
-    if hasattr(_libc(), "malloc_trim"):
-        _libc().mallopt(_MMAP_THRESHOLD, size)
-        _libc().mallopt(_TRIM_THRESHOLD, 2 * size)
+    glibc = _glibc()
+    if glibc is not None:
+        glibc.mallopt(_MMAP_THRESHOLD, size)
+        glibc.mallopt(_TRIM_THRESHOLD, 2 * size)
 
 
 @cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(ctypes.util.find_library("c"))
+def _glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(ctypes.util.find_library("c"))
+    return library if hasattr(library, "malloc_trim") else None  # which no other C library has

@@ -105,7 +105,6 @@ def draft_on(
     with MODELS.device(place.devices) as device:
         if len(device_names(place.devices)) > 1:
             return MODELS.process(device).run(job, tell=tell, on_progress=on_progress)
-        use_threads(threads)
         found = MODELS.take(device, job.model) or job.load(device)
         done = job.run(found, tell=tell, on_progress=on_progress)
         MODELS.keep(device, job.model, found)  # not after an error: nobody knows what it did to the device
