@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= scenes
 REDRAFT_VLLM_ENV ?= .venv-vllm
+TEST_PROCESSES ?= 2
 # uv sees local wheels only through this variable. Where there are none, it picks torch's build for this host:
 # CPU where there is no GPU, CUDA where there is one.
 export UV_FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
@@ -14,8 +15,8 @@ TORCH := $(if $(UV_FIND_LINKS),,--torch-backend auto)
 run: install  ## the whole loop on the scene world: about a quarter of an hour on two cores
 	$(BIN)/redraft run --config $(CONFIG)
 
-test: install  ## all tests but those that need a GPU, a vLLM server or many minutes
-	$(BIN)/pytest
+test: install  ## all tests but those that need a GPU, a vLLM server or many minutes; a file's tests stay together
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: install
 	$(BIN)/pytest -m slow

@@ -22,6 +22,7 @@ from core.decoding.ahead import LoadImage
 from core.decoding.room import Room
 from core.decoding.samples import OnDecoded
 from core.errors import FatalError, RedraftError
+from core.interruption import check, on_interruption
 from core.models.denoiser import TrainableDenoiser, load_denoiser
 
 R = TypeVar("R")
@@ -97,13 +98,18 @@ class DraftProcess:
     def run(self, job: DraftJob[R], *, tell: Callable[[str], None], on_progress: OnDecoded) -> Done[R]:
         """Have a job done, after those that others gave it.
 
+        After an error that is no RedraftError the process ends: nobody knows what that did to the device.
+
         Raises:
-            RedraftError: what stopped the work there.
+            RedraftError: what stopped the work there; Interrupted, if all was to stop.
             FatalError: the process ended, or something went wrong in it that is no RedraftError.
         """
         with self._turn:
+            check()
             kind, said = self._have_done(job, tell, on_progress)
-        if kind == "error":
+            if kind == "broken":
+                self._end()
+        if kind in ("error", "broken"):
             raise said
         done: Done[R] = said
         return done
@@ -118,15 +124,16 @@ class DraftProcess:
 
     def _have_done(self, job: DraftJob[R], tell: Callable[[str], None], on_progress: OnDecoded) -> tuple[str, Any]:
         try:
-            self._pipe.send(job)
-            while True:
-                kind, said = self._heard()
-                if kind == "progress":
-                    on_progress(*said)
-                elif kind == "told":
-                    tell(said)
-                else:
-                    return kind, said
+            with on_interruption(self._process.terminate):
+                self._pipe.send(job)
+                while True:
+                    kind, said = self._heard()
+                    if kind == "progress":
+                        on_progress(*said)
+                    elif kind == "told":
+                        tell(said)
+                    else:
+                        return kind, said
         except BaseException:
             self._end()  # it may be in the middle of a job that nobody waits for any more
             raise
@@ -136,9 +143,10 @@ class DraftProcess:
             heard: tuple[str, Any] = self._pipe.recv()
         except (EOFError, OSError) as error:
             self._process.join(_GRACE_S)
+            check()
             raise FatalError(
                 f"the process that drafted on {self.device} ended with code {self._process.exitcode} (-9: killed, "
-                "often because memory ran out); `redraft rerun` repeats its shard alone"
+                "often because memory ran out). Given again, the command repeats its shard alone"
             ) from error
         return heard
 
@@ -161,7 +169,7 @@ def _serve(pipe: "Connection[Any, Any]", device: str) -> None:
         except EOFError:
             return
         model = kept[1] if kept is not None and kept[0] == job.model else None
-        kept = None  # before another is loaded; and after an error nobody knows what it did to the device
+        kept = None  # before another is loaded
         try:
             model = model or job.load(device)
             done = job.run(
@@ -172,7 +180,7 @@ def _serve(pipe: "Connection[Any, Any]", device: str) -> None:
         except RedraftError as error:
             pipe.send(("error", error))
         except Exception:  # whatever it is, the other side has to hear of it
-            pipe.send(("error", FatalError(f"drafting on {device} failed:\n{traceback.format_exc()}")))
+            pipe.send(("broken", FatalError(f"drafting on {device} failed:\n{traceback.format_exc()}")))
         else:
             kept = (job.model, model)
             pipe.send(("done", done))

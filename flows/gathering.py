@@ -7,7 +7,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from core.errors import FatalError, Interrupted, PartialFailure
-from core.expert.interruption import interrupt
+from core.interruption import interrupt
 from core.manifest import Ref
 
 

@@ -16,7 +16,7 @@ import httpx
 
 from core.config import PlaceSettings, RunConfig
 from core.errors import ConfigError, ServerError
-from core.expert.interruption import interrupt, resume
+from core.interruption import interrupt, resume
 from flows.environment import applied, environment
 from flows.processes import free_port, last_lines, start, stop
 from flows.servers import servers
@@ -78,17 +78,17 @@ def session(config: RunConfig, *, expert: bool = True) -> Iterator[Workplace]:
 
 @contextmanager
 def _orderly_interruption() -> Iterator[None]:
-    """Ctrl-C ends what the expert is asked in order, in all threads: none of them hears of a signal by itself."""
+    """Ctrl-C ends in order what goes on in all threads: none of them hears of a signal by itself."""
     resume()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def stop_asking(_signal: int, _frame: FrameType | None) -> None:
+    def stop_all(_signal: int, _frame: FrameType | None) -> None:
         interrupt()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, stop_asking)
+    before = signal.signal(signal.SIGINT, stop_all)
     try:
         yield
     finally:

@@ -186,7 +186,8 @@ def finetune(
         output.write_file(CURVES_FILE, curves_of(result).encode())
         before = int(read_manifest(place.store, model.uri).facts.get("train_steps", 0))
         facts = {"train_steps": before + config.train.steps, "training_seconds": result.seconds, **result.metrics}
-        output.commit(rows_in=rows.height, ok=rows.height, facts=facts)
+        output.reject_frame(result.rejects)
+        output.commit(rows_in=rows.height, ok=rows.height - result.rejects.height, facts=facts)
 
     inputs = {"model": [model], "examples": [examples]}
     stage = stage_of("finetune", config, inputs, kind="checkpoint")

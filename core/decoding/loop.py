@@ -22,6 +22,7 @@ from core.decoding.state import Canvas, Step, View, apply, mask_token
 from core.decoding.stopping import StopWords
 from core.decoding.trace import Recorder
 from core.errors import InputError
+from core.interruption import check
 
 # Positions a call of the lm_head: at a vocabulary of 126k, 512 float32 rows are 260 MB.
 _HEAD_ROWS = 512
@@ -91,6 +92,7 @@ def decode(
 
     Raises:
         InputError: if the model's scores are not numbers; looked at once, at the end.
+        Interrupted: somebody called `core.interruption.interrupt`.
     """
     run = _Run(
         reader=reader,
@@ -101,6 +103,7 @@ def decode(
     )
     for step in schedule.plan(response_length - canvas.suffix, canvas.given):
         if schedule.reveals(step) or policy.looks(step):  # nothing else can change a token
+            check()
             run.step(step)
     return run.result()
 

@@ -16,10 +16,10 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import SecretStr
 
-from core.expert.interruption import interruptible
 from core.expert.limiter import Limiter
 from core.expert.settings import ExpertSettings
 from core.expert.transport import Transport
+from core.interruption import interruption, on_interruption
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,6 +47,10 @@ class Reports(Generic[R]):
         """Reports to nobody."""
         return Reports(None, lambda _report: None)
 
+    def interrupt(self) -> None:
+        """End in order: what is in flight is awaited and kept, nothing more is sent."""
+        self.error = self.error or interruption()
+
     def put(self, report: R) -> None:
         """Pass on."""
         if self._show is not None:
@@ -72,7 +76,7 @@ def run_blocking(work: Work[R, T], show: Callable[[R], None] | None) -> T:
     """
     waiting: deque[R] = deque()
     reports: Reports[R] = Reports(show, waiting.append)
-    with interruptible(reports):
+    with on_interruption(reports.interrupt):
         task = process_background().start(work(reports))
         try:
             is_done = False
@@ -93,7 +97,7 @@ async def run_awaited(work: Work[R, T], show: Callable[[R], None] | None) -> T:
     """`run_blocking` for callers with an event loop: `show` is called in it."""
     loop = asyncio.get_running_loop()
     reports: Reports[R] = Reports(show, lambda report: loop.call_soon_threadsafe(reports.show, report))
-    with interruptible(reports):
+    with on_interruption(reports.interrupt):
         task = process_background().start(work(reports))
         waiter = asyncio.wrap_future(task.done)
         try:

@@ -1,11 +1,9 @@
 """TrainingExamples -> batches of tensors.
 
-Shapes: N rows of the dataset, B rows of a batch, L tokens of its longest row, U distinct images of it.
+Shapes: N rows of the dataset, B rows of a batch, L tokens of its longest row, I images that its rows show.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -15,27 +13,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.corruption.rows import reject_frame
 from core.corruption.settings import ObjectiveSettings
 from core.corruption.weights import token_weights
-from core.errors import InputError
+from core.errors import InputError, RowError
 from core.models.denoiser import Pixels, TrainableDenoiser
 from core.models.special_tokens import image_placeholder
+from core.training.image_cache import ImageCache, ImagePositions, LoadImage
 from core.training.order import ByLength, DataOrder
 from data_contracts import TokenKind
 
-LoadImage = Callable[[str], NDArray[np.uint8]]
 Preprocess = Callable[[Sequence[NDArray[np.uint8]]], Pixels]
-ImagePositions = Callable[[int, int], int]
-_DECODERS = 4
-_AT_ONCE = 64
-"""Images in memory together while all are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """What one forward and its loss need. Rows are padded on the right to the longest: kind PAD, not valid, weight 0.
 
-    `pixels` holds each distinct image of the batch once, row b shows image `image_index_B[b]`; both are None for text.
+    `pixels` holds each distinct image of the batch once; `image_index_I` are those that the rows show, in reading
+    order, and `images_B` says how many each row shows, None: one each. Without images all are None.
     `regions_BL` is None if no row of the dataset is grounded. `positions_B`: of each row in the model, where images
     stand inside the text; None where a row is as long as its text.
     """
@@ -47,7 +43,8 @@ class Batch:
     valid_BL: Tensor
     regions_BL: Tensor | None
     pixels: Pixels | None
-    image_index_B: Tensor | None
+    image_index_I: Tensor | None
+    images_B: tuple[int, ...] | None = None
     positions_B: Tensor | None = None
 
     @property
@@ -67,58 +64,15 @@ class Batch:
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            moved[field.name] = None if value is None else value.to(device, non_blocking=True)
+            moved[field.name] = value.to(device, non_blocking=True) if hasattr(value, "to") else value
         return type(self)(**moved)
-
-
-class ImageCache:
-    """Decoded images in memory, up to `max_bytes`; the least recently used leaves first. One decode an image."""
-
-    def __init__(self, load_image: LoadImage, *, max_bytes: int) -> None:
-        self._load, self._max_bytes, self._bytes = load_image, max_bytes, 0
-        self._images: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
-
-    def several(self, shas: Sequence[str]) -> list[NDArray[np.uint8]]:
-        """Different images, those that are missing decoded by several threads: decoders release Python's lock."""
-        missing = [sha for sha in shas if sha not in self._images]
-        with ThreadPoolExecutor(_DECODERS, "images") as threads:
-            loaded = dict(zip(missing, threads.map(self._load, missing), strict=True))
-        return [self._keep(sha, loaded.get(sha)) for sha in shas]
-
-    def positions(self, shas: Sequence[str], image_positions: ImagePositions) -> dict[str, int]:
-        """Of each of these images in a text. Raises InputError for one of a size that the model cannot read."""
-        found = {}
-        for first in range(0, len(shas), _AT_ONCE):
-            some = shas[first : first + _AT_ONCE]
-            for sha, image in zip(some, self.several(some), strict=True):
-                height, width = image.shape[:2]
-                try:
-                    found[sha] = image_positions(width, height)
-                except ValueError as error:
-                    raise InputError(f"image {sha} of {width} x {height}: {error}") from error
-        return found
-
-    def __call__(self, sha: str) -> NDArray[np.uint8]:
-        """The image of uint8 H x W x 3."""
-        return self._keep(sha, None)
-
-    def _keep(self, sha: str, loaded: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-        """The image, which becomes the most recently used; `loaded`: what was just decoded."""
-        if sha not in self._images:
-            self._images[sha] = self._load(sha) if loaded is None else loaded
-            self._bytes += self._images[sha].nbytes
-        self._images.move_to_end(sha)
-        image = self._images[sha]
-        while self._bytes > self._max_bytes and self._images:
-            self._bytes -= self._images.popitem(last=False)[1].nbytes
-        return image
 
 
 class Examples:
     """A TrainingExamples frame as flat arrays, read once; `batch` gathers any rows of it.
 
     Args:
-        frame: TrainingExamples rows; all have an image, or none.
+        frame: TrainingExamples rows. Where images stand outside of the text all have one, or none.
         pad_id: id that fills short rows.
         objective: says what each token weighs.
         load_image: decodes an image by its sha256; needed if rows have images.
@@ -128,7 +82,7 @@ class Examples:
         cache_bytes: memory for decoded images.
 
     Raises:
-        InputError: no rows, rows with images beside rows without, or an image of a size that the model cannot read.
+        InputError: no rows, or rows with images beside rows without, where they stand outside of the text.
     """
 
     def __init__(
@@ -145,8 +99,8 @@ class Examples:
         if frame.height == 0:
             raise InputError("there are no training rows")
         images = frame.height - frame["image_sha"].null_count()
-        if images not in (0, frame.height):
-            raise InputError(f"{images} of {frame.height} training rows have an image: all must, or none")
+        if images not in (0, frame.height) and image_positions is None:
+            raise InputError(f"{images} of {frame.height} training rows have an image: here all must, or none")
         if images and (load_image is None or preprocess is None):
             raise InputError("the training rows have images: load_image and preprocess are needed")
         self._pad_id, self._objective, self._preprocess = pad_id, objective, preprocess
@@ -160,17 +114,25 @@ class Examples:
         self._t_N = frame["t"].to_numpy()
         self._recipe_N = frame["recipe"].cast(pl.String).to_numpy().astype(np.str_)
         self._sha_N = frame["image_sha"].to_list()
+        self.unreadable: dict[int, str] = {}
+        """Row -> why the model cannot read its image, which counts as one position."""
         self._positions_N = None
         if self._load is not None and image_positions is not None:
-            of_image = self._load.positions(list(dict.fromkeys(self._sha_N)), image_positions)
-            self._positions_N = self._length_N - 1 + np.array([of_image[sha] for sha in self._sha_N])
+            of_image = self._load.positions([sha for sha in dict.fromkeys(self._sha_N) if sha], image_positions)
+            self._positions_N = self._length_N.copy()
+            for row, sha in enumerate(self._sha_N):
+                size = of_image[sha] if sha else 1
+                if isinstance(size, str):
+                    self.unreadable[row] = size
+                else:
+                    self._positions_N[row] += size - 1
 
     def __len__(self) -> int:
         return len(self._length_N)
 
     @property
     def pictured(self) -> bool:
-        """Whether the rows have images."""
+        """Whether any row has an image."""
         return self._load is not None
 
     @property
@@ -200,7 +162,8 @@ class Examples:
             return self._gather(flat, rows, fill)
 
         kinds_BL = gather(self._kinds, TokenKind.PAD)
-        pixels, image_index_B = self._images(rows)
+        pixels, image_index_I = self._images(rows)
+        shown = [int(self._sha_N[row] is not None) for row in rows]
         return Batch(
             input_ids_BL=torch.from_numpy(gather(self._input, self._pad_id)).long(),
             target_ids_BL=torch.from_numpy(gather(self._target, self._pad_id)).long(),
@@ -209,7 +172,8 @@ class Examples:
             valid_BL=torch.from_numpy(kinds_BL != TokenKind.PAD),
             regions_BL=None if self._regions is None else torch.from_numpy(gather(self._regions, -1)),
             pixels=pixels,
-            image_index_B=image_index_B,
+            image_index_I=image_index_I,
+            images_B=None if pixels is None or all(shown) else tuple(shown),
             positions_B=None if self._positions_N is None else torch.from_numpy(self._positions_N[rows]),
         )
 
@@ -222,11 +186,12 @@ class Examples:
         return np.where(inside_BL, flat[place_BL], flat.dtype.type(fill))
 
     def _images(self, rows: NDArray[np.int64]) -> tuple[Pixels | None, Tensor | None]:
-        """Pixels of the distinct images, and which of them each row shows."""
-        if self._load is None or self._preprocess is None:
+        """Pixels of the distinct images, and which of them the rows show."""
+        shas = [sha for sha in (self._sha_N[row] for row in rows) if sha is not None]
+        if not shas or self._load is None or self._preprocess is None:
             return None, None
         place: dict[str, int] = {}
-        index = [place.setdefault(self._sha_N[row], len(place)) for row in rows]
+        index = [place.setdefault(sha, len(place)) for sha in shas]
         pixels = self._preprocess(self._load.several(list(place)))
         return pixels, torch.tensor(index, device=pixels.device)
 
@@ -234,8 +199,10 @@ class Examples:
 class TrainingBatches:
     """The batches of a training: batch k is a pure function of the rows, the seed and k.
 
+    Rows that the model cannot read are left out: `rejects` says which (row_id, outcome, reason, detail).
+
     Args:
-        frame: TrainingExamples rows; all have an image, or none.
+        frame: TrainingExamples rows, see `Examples`.
         model: whose tokenizer, preprocessing and device the batches are for.
         load_image: decodes an image by its sha256.
         batch_size: rows a batch.
@@ -244,7 +211,7 @@ class TrainingBatches:
         bucket: updates whose rows are dealt out by length; 0: none.
 
     Raises:
-        InputError: no rows, rows with images beside rows without, or rows that are too long for the model.
+        InputError: as `Examples`, or the model can read none of the rows.
     """
 
     def __init__(
@@ -269,39 +236,49 @@ class TrainingBatches:
             preprocess=model.pixels,
             image_positions=None if image_placeholder(model.tokenizer) is None else model.image_positions,
         )
-        _check_lengths(self._examples.lengths, model.max_positions)
-        plain = DataOrder(rows=frame.height, batch_size=batch_size, seed=seed)
-        self.order = plain if bucket == 0 else ByLength(plain=plain, steps=bucket, length_N=self._examples.lengths)
+        lengths = self._examples.lengths
+        refused = _refused(self._examples, model.max_positions)
+        if len(refused) == frame.height:
+            raise InputError(f"the model can read none of the {frame.height} training rows: {refused[0].detail}")
+        self.rejects = reject_frame(
+            frame["example_id"][list(refused)].to_list(),
+            [error.reason for error in refused.values()],
+            [error.detail for error in refused.values()],
+        )
+        self._rows = np.setdiff1d(np.arange(frame.height), list(refused))
+        plain = DataOrder(rows=len(self._rows), batch_size=batch_size, seed=seed)
+        self._order = plain if bucket == 0 else ByLength(plain=plain, steps=bucket, length_N=lengths[self._rows])
         self._device = next(iter(model.parameters())).device
 
     def batch(self, step: int) -> Batch:
         """The rows of update `step` (from 0), on the model's device."""
-        return self._examples.batch(self.order.step(step)).to(self._device)
+        return self._examples.batch(self._rows_of(step)).to(self._device)
 
     def part(self, step: int, places_P: NDArray[np.int64]) -> Batch:
         """Some rows of it, by their places. A token weighs what it does in the whole of them."""
-        return self._examples.batch(self.order.step(step), places_P).to(self._device)
+        return self._examples.batch(self._rows_of(step), places_P).to(self._device)
 
     def labels(self, step: int, places_P: NDArray[np.int64] | None = None) -> int:
         """Tokens of its rows, or of some, whose image region is known."""
-        rows = self.order.step(step)
+        rows = self._rows_of(step)
         return self._examples.labels(rows if places_P is None else rows[places_P])
+
+    def _rows_of(self, step: int) -> NDArray[np.int64]:
+        return self._rows[self._order.step(step)]
 
     @property
     def pictured(self) -> bool:
-        """Whether the rows show images."""
+        """Whether any row shows an image."""
         return self._examples.pictured
 
 
-def _check_lengths(length_N: NDArray[np.int64], most: int) -> None:
-    """Raise InputError if any row is longer than the model reads: now, and not in the middle of a training."""
-    too_long = int((length_N > most).sum())
-    if too_long:
-        raise InputError(
-            f"{too_long} of {len(length_N)} training rows are too long: the longest has {int(length_N.max())} "
-            f"positions of text and image, and the model reads {most}. Use smaller images, shorter prompts or a "
-            "smaller model.response_length"
-        )
+def _refused(examples: Examples, most: int) -> dict[int, RowError]:
+    """Rows whose image is of a size that the model cannot read, and rows of more positions than it has."""
+    found = {row: RowError("unusable_image", why) for row, why in examples.unreadable.items()}
+    for row in np.flatnonzero(examples.lengths > most).tolist():
+        size = int(examples.lengths[row])
+        found[row] = RowError("row_too_long", f"{size} positions of text and image, but the model reads {most}")
+    return dict(sorted(found.items()))
 
 
 def _flat_regions(frame: pl.DataFrame, length_N: NDArray[np.int64]) -> NDArray[np.int16] | None:

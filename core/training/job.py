@@ -1,5 +1,6 @@
 """One training from a checkpoint folder to a checkpoint folder, by this process or as one of several."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -9,7 +10,8 @@ from core.heap import large_tensors_apart
 from core.models.denoiser import load_denoiser, save_denoiser
 from core.settings import Settings
 from core.training.ahead import Ahead
-from core.training.batches import LoadImage, TrainingBatches
+from core.training.batches import TrainingBatches
+from core.training.image_cache import LoadImage
 from core.training.loop import OnMetrics, TrainResult, train
 from core.training.parts import is_whole, parts_of
 from core.training.settings import TrainSettings
@@ -41,6 +43,8 @@ def train_here(
     processes: Processes = ALONE,
 ) -> TrainResult:
     """Load the model, train it on TrainingExamples, and write it, and its adapters if there are any, to `work`.
+
+    The result has the rows that the model cannot read as rejects.
 
     Raises:
         RedraftError: as `load_denoiser`, `TrainingBatches` and `train`.
@@ -75,4 +79,4 @@ def train_here(
         save_denoiser(denoiser, job.work / MODEL)
         if result.adapter is not None:
             result.adapter.save(job.work / MODEL)
-    return result
+    return replace(result, rejects=batches.rejects)

@@ -1,7 +1,7 @@
 """A training in several processes of this machine: torchrun inside a job, followed line by line.
 
 The job travels as files in its work folder: JSON, and the rows and the places of their images as Parquet. Process 0
-writes a line of JSON for every report, and in the end the checkpoint and result.json.
+writes a line of JSON for every report, and in the end the checkpoint, result.json and the rows it could not read.
 """
 
 import json
@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -17,11 +18,12 @@ import polars as pl
 
 from core import errors
 from core.errors import FatalError, RedraftError
+from core.interruption import check, on_interruption
 from core.training.job import TrainJob
 from core.training.loop import OnMetrics, TrainResult
 
 JOB, DEVICES, ROWS, IMAGES = "job.json", "devices.json", "rows.parquet", "images.parquet"
-RESULT, ERROR = "result.json", "error.json"
+RESULT, REJECTS, ERROR = "result.json", "rejects.parquet", "error.json"
 REPORT = "redraft-report "
 """Begins a line that is a report and no chatter."""
 
@@ -47,12 +49,12 @@ def train_apart(
         on_metrics: receives the reports as they come.
 
     Raises:
-        RedraftError: what stopped the training in one of them.
+        RedraftError: what stopped the training in one of them; Interrupted, if all was to stop.
         FatalError: they ended otherwise; the message has their last words.
     """
     folder = job.work
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (RESULT, ERROR):
+    for name in (RESULT, REJECTS, ERROR):
         (folder / name).unlink(missing_ok=True)
     (folder / JOB).write_text(job.model_dump_json())
     (folder / DEVICES).write_text(json.dumps(list(devices)))
@@ -62,14 +64,18 @@ def train_apart(
     pl.DataFrame({"sha": shas, "file": places}, schema={"sha": pl.String, "file": pl.String}).write_parquet(
         folder / IMAGES
     )
-    with _torchrun(folder, len(devices)) as child:
+    with _torchrun(folder, len(devices)) as child, on_interruption(partial(_end_of_input, child)):
         last = _follow(child, on_metrics)
         code = child.wait()
     if code != 0:
+        check()
         raise _what_stopped_it(folder, code, last)
     said = json.loads((folder / RESULT).read_text())
     curve = [(step, metrics) for step, metrics in said["curve"]]
-    return TrainResult(steps=said["steps"], resumed_at=said["resumed_at"], seconds=said["seconds"], curve=curve)
+    return TrainResult(
+        steps=said["steps"], resumed_at=said["resumed_at"], seconds=said["seconds"], curve=curve,
+        rejects=pl.read_parquet(folder / REJECTS),
+    )  # fmt: skip
 
 
 @contextmanager
@@ -86,14 +92,19 @@ def _torchrun(folder: Path, processes: int) -> Iterator[subprocess.Popen[str]]:
     try:
         yield child
     finally:
-        if child.stdin is not None:
-            with suppress(OSError):
-                child.stdin.close()
+        _end_of_input(child)
         try:
             child.wait(_GRACE_S)
         except subprocess.TimeoutExpired:
             child.terminate()
             child.wait()
+
+
+def _end_of_input(child: "subprocess.Popen[str]") -> None:
+    """Let the workers end."""
+    if child.stdin is not None:
+        with suppress(OSError):
+            child.stdin.close()
 
 
 def _follow(child: "subprocess.Popen[str]", on_metrics: OnMetrics) -> list[str]:

@@ -11,18 +11,21 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypedDict, cast
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from core.corruption.rows import reject_frame
 from core.errors import ConfigError, FatalError, InputError
-from core.models.denoiser import TrainableDenoiser
+from core.interruption import check
+from core.models.denoiser import Features, TrainableDenoiser
 from core.objectives import grounding, weighed
 from core.training.batches import Batch
 from core.training.checkpoint import TrainingState, load_latest, save_state
@@ -73,7 +76,8 @@ class Batches(Protocol):
 class TrainResult:
     """`resumed_at` updates were done before this call, which took `seconds`; `curve` has their metrics too.
 
-    `adapter` was trained and is merged into the model, if `lora.rank` asked for one.
+    `adapter` was trained and is merged into the model, if `lora.rank` asked for one. `rejects`: rows that the model
+    cannot read, and was not trained on (row_id, outcome, reason, detail).
     """
 
     steps: int
@@ -81,6 +85,7 @@ class TrainResult:
     seconds: float
     curve: list[CurvePoint]
     adapter: Merged | None = None
+    rejects: pl.DataFrame = field(default_factory=lambda: reject_frame([], [], []))
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -131,6 +136,7 @@ def train(
         FatalError: if loss or gradient is not finite; the message names the step.
         ConfigError: if `checkpoint_dir` belongs to a training with other settings, or the settings do not fit.
         InputError: if the device's memory is too small; the message names what needs less.
+        Interrupted: somebody called `core.interruption.interrupt`.
     """
     trainee = prepare(model, settings, seed=seed)
     step_loss = _dealt_out(trainee, processes, batches)
@@ -140,6 +146,7 @@ def train(
     parts = parts_of(settings.batch_size, micro_batch=settings.micro_batch, rank=processes.rank, world=processes.world)
     torch.set_num_threads(threads)  # and left so: to set it back would change trainings beside this one
     for step in range(first, settings.steps):
+        check()
         set_learning_rate(optimizers, learning_rate(step, settings))
         measured = [_backward(step_loss, share) for share in _shares(batches, step, parts, settings, grounding_weight)]
         norm = _update(trainee, optimizers, measured, step)
@@ -224,13 +231,10 @@ def _backward(step_loss: StepLoss, share: _Share) -> dict[str, Tensor]:
 
 def batch_loss(model: TrainableDenoiser, batch: Batch, grounding_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of one batch and its metrics; the vocabulary is scored only where a token weighs something."""
-    features_BND = None if batch.pixels is None else model.image_features(batch.pixels)
-    if features_BND is not None and batch.image_index_B is not None:
-        features_BND = features_BND[batch.image_index_B]
     hidden_BLD, regions_BLR = model.hidden_and_regions(
         batch.input_ids_BL,
         valid_BL=batch.valid_BL,
-        features_BND=features_BND,
+        features_BND=_features(model, batch),
         prompt_BL=batch.kinds_BL == TokenKind.PROMPT,
     )
     supervised_BL = batch.weights_BL != 0
@@ -241,6 +245,14 @@ def batch_loss(model: TrainableDenoiser, batch: Batch, grounding_weight: float) 
         region_loss, region_metrics = grounding(regions_BLR, batch.regions_BL)
         loss, metrics = loss + grounding_weight * region_loss, metrics | region_metrics
     return loss, metrics
+
+
+def _features(model: TrainableDenoiser, batch: Batch) -> Features | None:
+    """Of the images that the rows show, row by row; None without images."""
+    if batch.pixels is None or batch.image_index_I is None:
+        return None
+    features = model.image_features(batch.pixels)[batch.image_index_I]
+    return features if batch.images_B is None else features.grouped(batch.images_B)
 
 
 def _update(trainee: Trainee, optimizers: list[Optimizer], measured: list[dict[str, Tensor]], step: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from core.errors import RedraftError
 from core.ingest.images import decode
 from core.training.job import TrainJob, train_here
-from core.training.launch import DEVICES, ERROR, IMAGES, JOB, REPORT, RESULT, ROWS
+from core.training.launch import DEVICES, ERROR, IMAGES, JOB, REJECTS, REPORT, RESULT, ROWS
 from core.training.sharding import Processes
 
 
@@ -37,6 +37,7 @@ def main(folder: Path) -> int:
         _leave_behind(folder, error)
         return 1
     if processes.rank == 0:
+        result.rejects.write_parquet(folder / REJECTS)
         said = {"steps": result.steps, "resumed_at": result.resumed_at, "seconds": result.seconds}
         (folder / RESULT).write_text(json.dumps({**said, "curve": result.curve}))
     dist.barrier()  # nobody leaves, and ends the others, before the model is written

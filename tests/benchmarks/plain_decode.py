@@ -17,6 +17,7 @@ from core.models.tokenizer import build_word_tokenizer
 
 _SHARPNESS = 10.0
 """Random heads are nearly indifferent; of a trained one, confidences lie anywhere between 0 and 1."""
+_HEAD_ROWS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,19 +146,23 @@ def least_work(
     refine: bool,
     pause: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """The forwards of a whole decoding, and the head on the positions that may change; of logits nothing is made."""
+    """The forwards of a whole decoding, and the head on the positions that may change; of logits nothing is made.
+
+    On a CPU they go into memory that is there: new memory costs a page fault for every 4 KiB.
+    """
     mask = int(model.tokenizer.mask_token_id)
     rows = [[*prompt, *[mask] * length] for prompt in prompts]
     ids_BL = torch.tensor(rows, device=model.device)
     valid_BL = torch.ones_like(ids_BL, dtype=torch.bool)
     share, rest = divmod(length, steps)
     first, revealed = len(prompts[0]), 0
-    last = torch.zeros(())
+    last, head = torch.zeros(()), model.linear_head()
+    spare_NV = torch.empty(_HEAD_ROWS, len(head.weight_VD), dtype=model.dtype, device=model.device)
     for step in range(steps):
         hidden_BLD = model.hidden(ids_BL, valid_BL=valid_BL, features_BND=None)
         asked_ND = hidden_BLD[:, first + (0 if refine else revealed) :].flatten(0, 1)
-        for part_ND in torch.split(asked_ND, 2048):
-            last = model.logits(part_ND)
+        for part_ND in torch.split(asked_ND, _HEAD_ROWS):
+            last = head.scores_into(spare_NV[: len(part_ND)], part_ND)
         revealed += share + (step < rest)
         pause()
     return last

@@ -100,7 +100,7 @@ def batch(shape: Shape, *, rows: int, prompt: int, response: int, supervised: fl
         valid_BL=torch.ones_like(ids_BL, dtype=torch.bool),
         regions_BL=None,
         pixels=None,
-        image_index_B=None,
+        image_index_I=None,
     ).to(device)
 
 
@@ -116,7 +116,7 @@ def parts(whole: Batch, rows: int) -> Iterator[Batch]:
             valid_BL=whole.valid_BL[part],
             regions_BL=None,
             pixels=None,
-            image_index_B=None,
+            image_index_I=None,
         )
 
 

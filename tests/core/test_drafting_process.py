@@ -17,7 +17,8 @@ from polars.testing import assert_frame_equal
 from core.decoding.settings import DecodeSettings
 from core.drafting import answer, draft
 from core.drafting_process import DraftJob, DraftProcess
-from core.errors import FatalError, InputError, RowError
+from core.errors import FatalError, InputError, Interrupted, RowError
+from core.interruption import interrupt, resume
 from core.models.denoiser import save_denoiser
 from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
 from core.models.tokenizer import build_word_tokenizer
@@ -114,10 +115,27 @@ def test_it_drafts_and_answers_as_this_process_does_and_keeps_the_model(process,
 def test_its_errors_are_raised_here_and_it_goes_on(process, checkpoint, samples):
     with pytest.raises(InputError, match=r"^no good$"):
         process.run(job_of(fails, checkpoint, samples), tell=quiet, on_progress=quiet)
-    with pytest.raises(FatalError, match=r"(?s)drafting on cpu failed.*one over nothing"):
-        process.run(job_of(breaks, checkpoint, samples), tell=quiet, on_progress=quiet)
     assert process.is_alive
     assert process.run(job_of(answer, checkpoint, samples), tell=quiet, on_progress=quiet).result.answers.height == 10
+
+
+def test_an_error_that_nobody_foresaw_ends_it_for_it_may_have_spoilt_the_device(checkpoint, samples):
+    process = DraftProcess("cpu")
+    with pytest.raises(FatalError, match=r"(?s)drafting on cpu failed.*one over nothing"):
+        process.run(job_of(breaks, checkpoint, samples), tell=quiet, on_progress=quiet)
+    assert not process.is_alive
+
+
+def test_an_interruption_ends_it_at_once(checkpoint, samples):
+    process = DraftProcess("cpu")
+    try:
+        with pytest.raises(Interrupted):
+            process.run(job_of(lasts, checkpoint, samples), tell=quiet, on_progress=lambda *_: interrupt())
+        with pytest.raises(Interrupted):
+            DraftProcess("cpu").run(job_of(answer, checkpoint, samples), tell=quiet, on_progress=quiet)
+    finally:
+        resume()
+    assert not process.is_alive
 
 
 def test_its_death_is_an_error(checkpoint, samples):

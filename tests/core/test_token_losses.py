@@ -196,7 +196,7 @@ def step(model):
         valid_BL=torch.ones_like(ids_BL, dtype=torch.bool),
         regions_BL=None,
         pixels=None,
-        image_index_B=None,
+        image_index_I=None,
     )
     model.zero_grad()
     loss, metrics = batch_loss(model, batch, 0.0)

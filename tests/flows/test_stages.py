@@ -67,7 +67,9 @@ def test_images_and_captions_go_in_become_pairs_and_come_out(config, tmp_path, c
     assert read_table(place.store, samples, Rejects)["row_id"].to_list() == ["metadata.jsonl:2"]
     again = run_ingest(known, json=True)
     assert (again, output(printed(capsys))) == (0, samples)
-    run = MlflowClient(running_servers.mlflow_uri).search_runs(["1"], f"tags.`redraft.run` = '{line['run']}'")[0]
+    mlflow = MlflowClient(running_servers.mlflow_uri)
+    experiment = mlflow.get_experiment_by_name("redraft").experiment_id
+    (run,) = mlflow.search_runs([experiment], f"tags.`redraft.run` = '{line['run']}'")
     assert run.info.status == "FINISHED"
 
     pairing = PairSettings(per_sample=3)

@@ -16,8 +16,8 @@ from core.errors import Interrupted
 from core.expert.account import Account
 from core.expert.background import process_background
 from core.expert.client import ExpertClient
-from core.expert.interruption import interrupt, resume
 from core.expert.ledger import Ledger
+from core.interruption import interrupt, resume
 from tests.core.expert.asking import IMAGES, requests, settings
 
 _RIGHT = json.dumps({"choices": [{"message": {"content": '{"segments": []}'}, "finish_reason": "stop"}]}).encode()

@@ -11,7 +11,8 @@ from core.corruption.settings import MaskSettings, ObjectiveSettings, RevisionSe
 from core.corruption.weights import token_weights
 from core.errors import InputError
 from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
-from core.training.batches import Examples, ImageCache, TrainingBatches
+from core.training.batches import Examples, TrainingBatches
+from core.training.image_cache import ImageCache
 from core.training.loop import batch_loss
 from core.training.order import DataOrder
 from data_contracts import TokenKind as K
@@ -77,7 +78,7 @@ def test_tensor_types_are_those_that_models_take():
         torch.float32,
         torch.bool,
     )
-    assert (batch.regions_BL.dtype, batch.image_index_B.dtype) == (torch.int16, torch.int64)
+    assert (batch.regions_BL.dtype, batch.image_index_I.dtype) == (torch.int16, torch.int64)
 
 
 def test_each_row_shows_its_own_image_and_each_image_is_there_once():
@@ -85,7 +86,7 @@ def test_each_row_shows_its_own_image_and_each_image_is_there_once():
     batch = examples().batch(rows)
     assert batch.pixels.shape[0] == 2
     for place, sha in enumerate(FRAME["image_sha"].gather(rows)):
-        assert (batch.pixels[batch.image_index_B[place]].numpy() == image(sha)).all()
+        assert (batch.pixels[batch.image_index_I[place]].numpy() == image(sha)).all()
 
 
 def test_an_image_is_decoded_once():
@@ -121,7 +122,7 @@ def test_text_rows_need_no_image():
     batch = examples(FRAME.with_columns(image_sha=pl.lit(None, pl.String)), load_image=None, preprocess=None).batch(
         np.arange(3)
     )
-    assert (batch.pixels, batch.image_index_B) == (None, None)
+    assert (batch.pixels, batch.image_index_I) == (None, None)
 
 
 def test_ungrounded_data_has_no_regions():

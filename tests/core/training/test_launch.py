@@ -1,5 +1,6 @@
 """torchrun inside a job: what comes back, what stops it, and who ends when the parent does."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import torch
 
 from core.corruption.mask import mask_rows
 from core.corruption.settings import MaskSettings, ObjectiveSettings
-from core.errors import ConfigError, FatalError, InputError
+from core.errors import ConfigError, FatalError, InputError, Interrupted
+from core.interruption import interrupt, resume
 from core.models.denoiser import load_denoiser
 from core.training.job import MODEL, STEPS, TrainJob, train_here
 from core.training.launch import _what_stopped_it, train_apart
@@ -63,6 +65,28 @@ def test_processes_that_torchrun_starts_do_what_this_one_does(tmp_path):
     adapters = [(one.work / MODEL / "adapter" / "adapter_config.json").read_bytes() for one in (job, alone)]
     assert adapters[0] == adapters[1]
     assert not list(job.work.rglob("*.pt")) + list(job.work.rglob("*.pkl"))
+
+
+def test_rows_that_the_model_cannot_read_come_back_as_rejects(tmp_path):
+    job, rows = job_in(tmp_path)
+    about = json.loads((job.model / "config.json").read_text())
+    (job.model / "config.json").write_text(json.dumps(about | {"max_position_embeddings": 90}))
+    job = job.model_copy(update={"train": SETTINGS.model_copy(update={"steps": 1})})
+    result = train_apart(job, rows, FILES.__getitem__, devices=["cpu", "cpu"], on_metrics=lambda *_: None)
+    alone = job.model_copy(update={"work": tmp_path / "alone"})
+    expected = train_here(alone, rows, load_image, device="cpu", on_metrics=lambda *_: None)
+    assert 0 < expected.rejects.height < rows.height
+    assert result.rejects.equals(expected.rejects)
+
+
+def test_an_interruption_ends_the_processes(tmp_path):
+    job, rows = job_in(tmp_path, SETTINGS.model_copy(update={"steps": 100_000}))
+    try:
+        with pytest.raises(Interrupted):
+            train_apart(job, rows, FILES.__getitem__, devices=["cpu", "cpu"], on_metrics=lambda *_: interrupt())
+    finally:
+        resume()
+    assert not [one for one in psutil.Process().children(recursive=True) if "core.training.worker" in one.cmdline()]
 
 
 def test_what_stops_a_process_is_what_the_caller_hears(tmp_path):

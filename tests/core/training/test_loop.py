@@ -52,7 +52,7 @@ class Copies:
             valid_BL=torch.ones_like(masked_BL),
             regions_BL=torch.where(masked_BL, -1, target_BL % 9).to(torch.int16) if self.images else None,
             pixels=pixels,
-            image_index_B=torch.arange(self.rows) // 2 if self.images else None,
+            image_index_I=torch.arange(self.rows) // 2 if self.images else None,
         )
 
 
@@ -141,7 +141,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_saves_nothing(tmp_path):
 def test_the_loss_is_the_weighted_cross_entropy_of_all_positions():
     model, batch = small_model(), Copies().batch(0)
     loss, metrics = batch_loss(model, batch, 0.5)
-    features_BND = model.image_features(batch.pixels)[batch.image_index_B]
+    features_BND = model.image_features(batch.pixels)[batch.image_index_I]
     hidden_BLD, regions_BLR = model.hidden_and_regions(
         batch.input_ids_BL, valid_BL=batch.valid_BL, features_BND=features_BND
     )

@@ -28,7 +28,7 @@ def folder(tmp_path):
 def scores(model):
     batch = batches_of(model, SETTINGS).batch(0)
     with torch.no_grad():
-        features = model.image_features(batch.pixels)[batch.image_index_B]
+        features = model.image_features(batch.pixels)[batch.image_index_I]
         return model.logits(model.hidden(batch.input_ids_BL, valid_BL=batch.valid_BL, features_BND=features))
 
 

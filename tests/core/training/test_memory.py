@@ -59,7 +59,7 @@ class Rows:
             valid_BL=torch.ones_like(ids_BL, dtype=torch.bool),
             regions_BL=None,
             pixels=pixels,
-            image_index_B=None if pixels is None else torch.arange(rows),
+            image_index_I=None if pixels is None else torch.arange(rows),
         )
 
 

@@ -38,7 +38,7 @@ def curve(folder, name):
     return json.loads((folder / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", [*two_processes.CASES, "one blind"])
+@pytest.mark.parametrize("name", [*two_processes.CASES, "some blind", "one blind"])
 def test_two_processes_end_where_one_does(found, name):
     checkpoint, two, one = found
     for (_, ours), (_, alone) in zip(curve(two, name), curve(one, name), strict=True):

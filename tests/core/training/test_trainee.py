@@ -13,7 +13,7 @@ from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
 from core.training.batches import TrainingBatches
 from core.training.checkpoint import load_latest
 from core.training.groups import group_of
-from core.training.loop import train
+from core.training.loop import batch_loss, train
 from core.training.optim import build_optimizers, learning_rate, set_learning_rate
 from core.training.order import ByLength, DataOrder
 from core.training.parts import parts_of
@@ -27,6 +27,7 @@ from tests.core.training.trainings import Cut, apart, batches_of, same_bits, tra
 
 SETTINGS = TrainSettings(steps=3, batch_size=6, lr=1e-3, warmup=0, optimizer="adamw", checkpoint_every=2)
 LORA = LoraSettings(rank=4, alpha=8.0)
+SHAS_IN_ORDER = list(SHAS)
 
 
 @pytest.fixture
@@ -268,7 +269,7 @@ def test_rows_of_similar_length_come_together_and_every_one_once_an_epoch():
 
 def positions_in(model, batch):
     """Of each row, as the model itself merges it with its image."""
-    features = model.image_features(batch.pixels)[batch.image_index_B]
+    features = model.image_features(batch.pixels)[batch.image_index_I]
     merged = model.merged(batch.input_ids_BL, batch.valid_BL, features)
     if merged.valid_BT is None:
         return torch.full((batch.rows,), merged.embeddings_BTD.shape[1])
@@ -300,19 +301,69 @@ def test_rows_come_together_by_the_positions_of_their_images(folder):
     assert sum(merged_padding(model, bucketed, steps)) < 0.4 * sum(merged_padding(model, plain, steps))
 
 
-def test_rows_that_are_too_long_are_told_before_the_first_step(folder):
+def shortened(folder, positions):
+    """The model, reading no more than this many positions."""
     about = json.loads((folder / "config.json").read_text())
-    longest = max(batches_of(load_denoiser(folder), SETTINGS).batch(step).positions_B.max() for step in range(6))
-    (folder / "config.json").write_text(json.dumps(about | {"max_position_embeddings": 90}))
-    with pytest.raises(
-        InputError, match=rf"[48] of 12 training rows are too long: the longest has {longest} positions"
-    ):
-        batches_of(load_denoiser(folder), SETTINGS)
+    (folder / "config.json").write_text(json.dumps(about | {"max_position_embeddings": positions}))
+    return load_denoiser(folder)
 
 
-def test_rows_of_text_that_are_too_long_are_told_too():
+@pytest.mark.parametrize("bucket", [0, 3])
+def test_rows_that_are_too_long_with_their_image_are_rejects_and_the_others_are_read(folder, bucket):
+    settings = changed(batch_size=1, bucket=bucket)
+    whole = [batches_of(load_denoiser(folder), settings).batch(step) for step in range(12)]
+    longer = sum(int(batch.positions_B) > 90 for batch in whole)
+    assert longer in (4, 8)
+    batches = batches_of(shortened(folder, 90), settings)
+    assert batches.rejects["reason"].to_list() == ["row_too_long"] * longer
+    assert batches.rejects["row_id"].n_unique() == longer
+    assert all("the model reads 90" in detail for detail in batches.rejects["detail"])
+    read = [batches.batch(step) for step in range(12 - longer)]
+
+    def texts(batches):
+        return sorted(str(batch.input_ids_BL.tolist()) for batch in batches)
+
+    assert texts(read) == texts(batch for batch in whole if int(batch.positions_B) <= 90)
+
+
+def test_rows_of_text_that_are_too_long_are_rejects_too():
     config = SceneDenoiserConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_length=12)
     model = SceneDenoiser.create(config, TOKENIZER, seed=0)
-    rows = int((FRAME["input_ids"].list.len() > 12).sum())
-    with pytest.raises(InputError, match=f"^{rows} of {FRAME.height} training rows are too long: the longest has 13"):
-        TrainingBatches(FRAME, model, image, batch_size=16, seed=0, objective=ObjectiveSettings())
+    batches = TrainingBatches(FRAME, model, image, batch_size=16, seed=0, objective=ObjectiveSettings())
+    too_long = FRAME.filter(FRAME["input_ids"].list.len() > 12)
+    assert batches.rejects["row_id"].to_list() == too_long["example_id"].to_list()
+
+
+def test_a_training_whose_rows_are_all_too_long_says_so(folder):
+    with pytest.raises(InputError, match=r"none of the 12 training rows: \d+ positions .* reads 9"):
+        batches_of(shortened(folder, 9), SETTINGS)
+
+
+def test_an_image_of_a_size_that_the_model_cannot_read_is_a_reject(folder, monkeypatch):
+    model = load_denoiser(folder)
+    positions = model.image_positions
+
+    def no_tall_ones(width, height):
+        if height > width:
+            raise ValueError("too tall")
+        return positions(width, height)
+
+    monkeypatch.setattr(model, "image_positions", no_tall_ones)
+    batches = batches_of(model, SETTINGS)
+    assert batches.rejects["reason"].to_list() == ["unusable_image"] * 4
+    assert "50 x 90: too tall" in batches.rejects["detail"][0]
+
+
+def test_rows_with_and_without_images_are_computed_together_as_they_are_alone(folder):
+    model = load_denoiser(folder)
+    shas = [SHAS_IN_ORDER[0], None, SHAS_IN_ORDER[1], None, SHAS_IN_ORDER[0], SHAS_IN_ORDER[2]]
+    together = batches_of(model, changed(batch_size=12), shas).batch(0)
+    assert sorted(together.images_B) == [0] * 4 + [1] * 8
+    assert len(together.image_index_I) == 8
+    loss, _ = batch_loss(model, together, 0.0)
+    alone = batches_of(model, changed(batch_size=1), shas)
+    losses = [batch_loss(model, alone.batch(step), 0.0)[0] for step in range(12)]
+    assert {alone.batch(step).pixels is None for step in range(12)} == {True, False}
+    assert loss.item() == pytest.approx(sum(one.item() for one in losses) / 12, rel=1e-5)
+    gradient = [torch.autograd.grad(one, model.head.weight)[0] for one in (loss, sum(losses) / 12)]
+    assert torch.allclose(*gradient, rtol=1e-3, atol=1e-6)

@@ -14,6 +14,7 @@ from core.models.denoiser import load_denoiser, save_denoiser
 from core.training.loop import train
 from core.training.settings import GroupRates, LoraSettings, TrainSettings
 from core.training.sharding import ALONE, Processes
+from tests.core.models.test_published_use import SHAS
 from tests.core.training.trainings import Cut, batches_of
 
 PLAIN = TrainSettings(steps=3, batch_size=5, lr=1e-3, warmup=0, optimizer="adamw", checkpoint_every=2, log_every=1)
@@ -47,7 +48,7 @@ class OneBlind:
         if places[0] % 2:
             return batch
         unseen = batch.input_ids_BL == -200
-        return replace(batch, input_ids_BL=batch.input_ids_BL.masked_fill(unseen, 5), pixels=None, image_index_B=None)
+        return replace(batch, input_ids_BL=batch.input_ids_BL.masked_fill(unseen, 5), pixels=None, image_index_I=None)
 
 
 def write(folder: Path, name: str, model, result) -> None:
@@ -66,6 +67,12 @@ def every_case(checkpoint: Path, folder: Path, processes: Processes, seen: Calla
         )  # fmt: skip
         if processes.rank == 0:
             write(folder, name, model, result)
+    model = load_denoiser(checkpoint)
+    settings = PLAIN.model_copy(update={"micro_batch": 2, "batch_size": 6})
+    some_blind = batches_of(model, settings, [*SHAS, None, None, None])
+    result = train(model, some_blind, settings, processes=processes)
+    if processes.rank == 0:
+        write(folder, "some blind", model, result)
     model = load_denoiser(checkpoint)
     settings = PLAIN.model_copy(update={"micro_batch": 1, "batch_size": 4, "steps": 2})
     result = train(model, OneBlind(batches_of(model, settings)), settings, processes=processes)
