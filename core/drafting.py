@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import polars as pl
 
 from core.corruption.rows import reject_frame
-from core.decoding.ahead import LoadImage
 from core.decoding.room import Room
 from core.decoding.samples import DecodedBatch, OnDecoded, decode_samples
 from core.decoding.settings import DecodeSettings
 from core.decoding.state import mask_token
 from core.errors import RowError
+from core.ingest.images import LoadImage
 from core.models.denoiser import Denoiser
 from core.models.text import decode_response
 from data_contracts import Drafts, Traces
@@ -97,8 +97,8 @@ def draft(
         for setting in settings
     ]
     return Drafted(
-        drafts=_in_order(pl.concat(drafts), samples, settings),
-        traces=_in_order(pl.concat(traces), samples, settings),
+        drafts=in_order(pl.concat(drafts), samples, settings),
+        traces=in_order(pl.concat(traces), samples, settings),
         rejects=_rejects(rejected),
     )
 
@@ -139,7 +139,7 @@ def answer(
         for row, error in sorted(unusable.items())
         for setting in settings
     ]
-    found = _in_order(pl.concat(answers), samples, settings)
+    found = in_order(pl.concat(answers), samples, settings)
     return Answered(answers=found, rejects=_rejects(rejected), seconds=seconds)
 
 
@@ -204,7 +204,7 @@ def _trace_rows(model: Denoiser, samples: pl.DataFrame, batch: DecodedBatch, tra
     )
 
 
-def _in_order(frame: pl.DataFrame, samples: pl.DataFrame, settings: Sequence[DecodeSettings]) -> pl.DataFrame:
+def in_order(frame: pl.DataFrame, samples: pl.DataFrame, settings: Sequence[DecodeSettings]) -> pl.DataFrame:
     """Rows by sample, then setting; the order within one of them stays."""
     rank_of_sample = {sample: rank for rank, sample in enumerate(samples["sample_id"])}
     rank_of_setting = {setting.name: rank for rank, setting in enumerate(settings)}

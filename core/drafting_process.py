@@ -18,10 +18,10 @@ from typing import Any, Generic, TypeVar
 import polars as pl
 import torch
 
-from core.decoding.ahead import LoadImage
 from core.decoding.room import Room
 from core.decoding.samples import OnDecoded
 from core.errors import FatalError, RedraftError
+from core.ingest.images import LoadImage
 from core.interruption import check, on_interruption
 from core.models.denoiser import TrainableDenoiser, load_denoiser
 

@@ -169,5 +169,6 @@ def read_slice(store: Store, ref: Ref, schema: type[Contract], *, start: int, co
 
 
 def has_table(store: Store, ref: Ref, schema: type[Contract]) -> bool:
-    """Does the dataset hold rows of this table?"""
-    return any(part.table == schema.table and part.rows for part in read_manifest(store, ref.uri).parts)
+    """Does the dataset hold this table? One without rows counts only if its whole output has no good row."""
+    manifest = read_manifest(store, ref.uri)
+    return any(part.table == schema.table and (part.rows or not manifest.counts.ok) for part in manifest.parts)

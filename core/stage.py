@@ -135,8 +135,12 @@ class Output:
             detail, failed = row.get("detail") or "", row.get("outcome") == "failed"
             self.reject(row["row_id"], row["reason"], detail, failed=failed)
 
-    def commit(self, *, rows_in: int, ok: int | None = None, facts: Mapping[str, Any] | None = None) -> Ref:
+    def commit(
+        self, *, rows_in: int, ok: int | None = None, facts: Mapping[str, Any] | None = None, is_shard: bool = False
+    ) -> Ref:
         """Write the rejects and the manifest.
+
+        `is_shard`: the output is one of several, and may be without a good row: see `check_some_rows`.
 
         Raises:
             AccountingError: rows_in != ok + rejected + failed.
@@ -146,14 +150,11 @@ class Output:
         counts = self._counts(rows_in, self._ok if ok is None else ok)
         if not counts.balanced:
             raise AccountingError(f"stage {self.stage.name} lost rows: {counts.model_dump()}")
-        if counts.ok == 0:
+        if counts.ok == 0 and not is_shard:
+            detail = self._rejects[0]["detail"] if self._rejects else ""
             raise EmptyOutput(
                 f"stage {self.stage.name} has no good row: rejected {counts.rejected}, failed {counts.failed}"
-                + (
-                    f"; one of them: {detail}"
-                    if (detail := next(iter(self._rejects), {"detail": ""})["detail"])
-                    else ""
-                )
+                + (f"; one of them: {detail}" if detail else "")
             )
         self._write_rejects()
         if not self.owned():
@@ -207,6 +208,16 @@ def find_output(store: Store, stage: Stage, *, retry_failed: bool = False) -> St
     if retry_failed and manifest.counts.failed:
         return None
     return StageResult(Ref(uri=stage.folder, digest=manifest.digest, kind=manifest.kind), manifest, True)
+
+
+def check_some_rows(store: Store, shards: Sequence[Ref], what: str) -> None:
+    """Raise EmptyOutput if there is no good row in any of the shards."""
+    counts = [read_manifest(store, shard.uri).counts for shard in shards]
+    if not any(one.ok for one in counts):
+        rejected, failed = (sum((Counter(part) for part in parts), Counter[str]()) for parts in (
+            [one.rejected for one in counts], [one.failed for one in counts]
+        ))  # fmt: skip
+        raise EmptyOutput(f"none of the {what} has a good row: rejected {dict(rejected)}, failed {dict(failed)}")
 
 
 def intact(store: Store, folder: str) -> Manifest | None:

@@ -199,16 +199,17 @@ def doctor(*, config: Config = DEFAULTS) -> int:
 @app.meta.default
 def with_config(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[str, Parameter(name="--config")] = "scenes",
+    config: Annotated[str | None, Parameter(name="--config")] = None,
 ) -> int:
     """Read the configuration, then the verb.
 
     Parameters
     ----------
     config
-        A shipped configuration (scenes, smoke, real, checkpoint) or a TOML file.
+        A shipped configuration (scenes, smoke, real, checkpoint) or a TOML file. Left out: checkpoint for `draft`,
+        scenes for all others.
     """
-    path = config_path(config)
+    path = config_path(config or ("checkpoint" if tokens[:1] == ("draft",) else "scenes"))
     if tokens and tokens[0] in _configured_verbs():
         # under the verb's name: at the top a table that is called like a verb (expert) would be passed over silently
         values = read_toml(path)

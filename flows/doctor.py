@@ -18,6 +18,7 @@ from core.models.denoiser import load_denoiser
 from core.store import put_image
 from core.worlds.scenes import synthesize
 from flows.session import session
+from tasks.compute import DTYPES, device_names
 from tasks.revise import client_of
 from tasks.workplace import Workplace
 
@@ -51,13 +52,14 @@ def line(mark: str, colour: str, name: str, said: str) -> Text:
 
 
 def _forward(config: RunConfig, place: Workplace) -> str:
-    """Decode one answer about one picture, or to its prompt alone if the model reads no images."""
+    """Decode one answer about one picture, or to its prompt alone if the model reads no images, where a run would."""
     samples, images = synthesize(split="dev", start=0, count=1, captions=1, seed=config.seed)
     for data in images.values():
         put_image(place.store, data)
     checkpoint = config.model.checkpoint
+    device = device_names(place.devices)[0]
     model = (
-        load_denoiser(checkpoint)
+        load_denoiser(checkpoint, device=device, dtype=DTYPES[config.draft.dtype])
         if checkpoint
         else create_denoiser(config.model, samples["reference"].to_list(), seed=config.seed)
     )
@@ -66,14 +68,14 @@ def _forward(config: RunConfig, place: Workplace) -> str:
         model,
         seen,
         [DecodeSettings(tokens_per_step=config.model.response_length, policy="freeze")],
-        load_image=place.load_image,
+        load_image=place.images,
         response_length=config.model.response_length,
         batch_size=1,
     )
     text = answered.answers["text"].to_list()
     if not text:
         raise RedraftError(f"the model cannot take the prompt: {answered.rejects.rows()}")
-    return f"{checkpoint or 'a new small model'} wrote {len(text[0].split())} words"
+    return f"{checkpoint or 'a new small model'} wrote {len(text[0].split())} words on {model.device}"
 
 
 def _ask(config: RunConfig, place: Workplace) -> str:

@@ -7,7 +7,7 @@ from data_contracts import Samples
 from flows.foundation import ingest_file
 from flows.gathering import only
 from flows.self_correction import draft_shards
-from tasks.keep import keep_model
+from tasks.finetune import ModelConfig, create_model
 from tasks.workplace import Workplace
 
 
@@ -25,11 +25,7 @@ def drafted(config: RunConfig, place: Workplace, sources: list[Ref], parent: str
     samples = of_kind.get("dataset") or ingest_file(config, place, parent)
     if not has_table(place.store, samples, Samples):
         raise InputError(f"{samples.uri} holds no samples: give a file of image-text rows, or a dataset made of one")
-    model = of_kind.get("checkpoint") or _kept(config, place, parent)
+    model = of_kind.get("checkpoint") or only(
+        create_model.submit(place, ModelConfig.of(config), samples, parent=parent), "checkpoint"
+    )
     return draft_shards(config, place, 0, model, samples, parent)
-
-
-def _kept(config: RunConfig, place: Workplace, parent: str) -> Ref:
-    model = config.model
-    kept = keep_model.submit(place, model.checkpoint, parent=parent, prompt_attention=model.prompt_attention)
-    return only(kept, "checkpoint")

@@ -6,6 +6,7 @@ from core.config import RunConfig
 from core.decoding.settings import DecodeSettings
 from core.manifest import Ref
 from flows.gathering import side_by_side
+from tasks.compute import shards_at_once
 from tasks.evaluate import EvaluateConfig, evaluate
 from tasks.workplace import Workplace
 
@@ -16,8 +17,9 @@ FROZEN_ONLY = ("base",)
 def evaluation(
     config: RunConfig, place: Workplace, arms: dict[str, Ref], test: Ref, parent: str, *, cores: int
 ) -> dict[str, Ref]:
-    """Arms (name -> model) -> their evaluations: as many arms side by side as there are cores, a thread each."""
-    workers = 1 if config.compute.one_at_a_time else min(cores, len(arms))
+    """Arms (name -> model) -> their evaluations: side by side on all GPUs, or with a thread each on the processor."""
+    each = cores if config.compute.one_at_a_time else 1
+    workers = min(shards_at_once(place.devices, threads=cores, each=each), len(arms))
     threads = max(1, cores // workers)
     tasks = [
         partial(evaluate.submit, place, _measuring(config, arm), model, test, threads=threads, parent=parent)

@@ -9,6 +9,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from core.errors import FatalError, Interrupted, PartialFailure
 from core.interruption import interrupt
 from core.manifest import Ref
+from core.stage import check_some_rows
+from tasks.workplace import Workplace
 
 
 def gather(futures: Sequence[PrefectFuture[Ref]], what: str) -> list[Ref]:
@@ -38,6 +40,15 @@ def gather(futures: Sequence[PrefectFuture[Ref]], what: str) -> list[Ref]:
             raise PartialFailure(f"{len(failed)} of {len(futures)} {what} failed, the others are kept. First: {reason}")
         raise FatalError(f"all {len(futures)} {what} failed. First: {reason}")
     return [future.result() for future in futures]
+
+
+def shards_of(
+    place: Workplace, what: str, workers: int, tasks: Sequence[Callable[[], PrefectFuture[Ref]]]
+) -> list[Ref]:
+    """`side_by_side`, of one dataset: a shard of it may be without a good row, all of them may not."""
+    refs = side_by_side(what, workers, tasks)
+    check_some_rows(place.store, refs, what)
+    return refs
 
 
 def side_by_side(what: str, workers: int, tasks: Sequence[Callable[[], PrefectFuture[Ref]]]) -> list[Ref]:

@@ -5,6 +5,7 @@ import httpx
 from core.config import RunConfig
 from core.errors import ConfigError, ExpertUnavailable
 from core.models.denoiser import load_denoiser
+from tasks.compute import one_each
 from tasks.revise import client_of
 from tasks.workplace import Workplace
 
@@ -24,6 +25,11 @@ def check_model(config: RunConfig) -> None:
             f"{config.model.checkpoint} reads no images, but data.images is {config.data.images}: take a model with a "
             'vision tower, or leave the images out with data.images = "" and ingest.text_only = true'
         )
+
+
+def check_devices(config: RunConfig) -> None:
+    """Raise ConfigError if a device of `compute.devices` is not there, or there are fewer than `compute.processes`."""
+    one_each(config.compute.devices, config.compute.processes)
 
 
 def preflight(config: RunConfig, place: Workplace) -> None:

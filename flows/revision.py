@@ -7,7 +7,7 @@ from core.errors import ConfigError, InputError
 from core.manifest import Ref, has_table, read_manifest
 from data_contracts import Corrections, Drafts
 from flows.foundation import ingest_file
-from flows.gathering import only, side_by_side
+from flows.gathering import only, shards_of
 from flows.self_correction import revise_shards
 from tasks.adopt import AdoptConfig, adopt, keep_tokenizer
 from tasks.workplace import Workplace
@@ -57,7 +57,7 @@ def _adopted(config: RunConfig, place: Workplace, corrections: Ref, folder: str,
         for at in range(0, rows, size)
     ]
     tasks = [partial(adopt.submit, place, shard, tokenizer, corrections, parent=parent) for shard in shards]
-    return side_by_side("adoption", config.compute.threads, tasks)
+    return shards_of(place, "adopted shards", config.compute.threads, tasks)
 
 
 def _tokenizer_of(place: Workplace, drafts: Ref) -> Ref:

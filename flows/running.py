@@ -120,9 +120,10 @@ def check_before(config: RunConfig) -> None:
             "base.steps = 0 goes on from a model that was trained before: name its folder with model.checkpoint"
         )
     if config.model.checkpoint:
-        from flows.preflight import check_model
+        from flows.preflight import check_devices, check_model
 
         check_model(config)
+        check_devices(config)
 
 
 def show_servers(config: RunConfig) -> int:

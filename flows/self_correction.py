@@ -9,7 +9,7 @@ from core.manifest import Ref, read_manifest
 from core.settings import Settings
 from data_contracts import Samples
 from flows.foundation import Foundation, StageOne, samples_of
-from flows.gathering import only, side_by_side
+from flows.gathering import only, shards_of
 from tasks.assemble import AssembleConfig, assemble
 from tasks.compute import shards_at_once
 from tasks.draft import DraftConfig, draft
@@ -132,11 +132,11 @@ def draft_shards(config: RunConfig, place: Workplace, number: int, model: Ref, s
     threads = config.compute.beside
     tasks = [partial(draft.submit, place, shard, model, samples, threads=threads, parent=run) for shard in shards]
     together = shards_at_once(place.devices, threads=config.compute.threads, each=threads)
-    return side_by_side("draft shards", together, tasks)
+    return shards_of(place, "draft shards", together, tasks)
 
 
 def revise_shards(config: RunConfig, place: Workplace, tokenizer: Ref, drafts: list[Ref], run: str) -> list[Ref]:
     """The expert's revisions of each shard of drafts."""
     asking, together = ReviseConfig.of(config.expert), min(len(drafts), config.expert.concurrency, _SHARDS_ASKING)
     tasks = [partial(revise.submit, place, asking, config.expert, tokenizer, shard, parent=run) for shard in drafts]
-    return side_by_side("revision shards", together, tasks)
+    return shards_of(place, "revision shards", together, tasks)

@@ -56,15 +56,20 @@ def run_draft(config: RunConfig, *, json: bool) -> int:
     """The verb `draft`: by the checkpoint `model.checkpoint`, for the data `data.path`; each may be in the store.
 
     Raises:
-        InputError: one of them is neither a file or folder nor in the store.
-        ConfigError: one of them is not named, or the dtype is none.
+        InputError: one of them is neither a file or folder nor in the store, or the checkpoint cannot be used.
+        ConfigError: one of them is not named, there is no such device, or the model cannot read the images.
     """
+    from flows.preflight import check_devices, check_model
+
     if not config.model.checkpoint or not config.data.path:
         raise ConfigError("name the model and the data: redraft draft --model FOLDER --data FILE --images FOLDER")
     place, known = workplace(config.place), config
     sources: list[Ref] = []
-    if not Path(config.model.checkpoint).is_dir():
+    if Path(config.model.checkpoint).is_dir():
+        check_model(config)
+    else:
         sources.append(_in_store(place.store, config.model.checkpoint, "checkpoint"))
+    check_devices(config)
     if Path(config.data.path).is_file():
         known = from_file(config, Path(config.data.path), _format(config))
     else:
@@ -198,6 +203,8 @@ def show_outputs(verb: str, run: str, store: Store, refs: Sequence[Ref], seconds
     facts = _facts(manifests)
     for line in [*_of_memory(facts), *_of_the_expert(facts)]:
         console.print(line, highlight=False)
+    if verb == "draft":
+        console.print(f"to have them corrected: redraft revise {' '.join(ref.uri for ref in refs)}", soft_wrap=True)
     if json:
         account = {"ok": sum(one.ok for one in counts), **dropped}
         outputs = [ref.model_dump() for ref in refs]

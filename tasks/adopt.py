@@ -62,7 +62,7 @@ def adopt(place: Workplace, config: AdoptConfig, tokenizer: Ref, corrections: Re
         )
         output.write(Drafts, adopted.drafts)
         output.reject_frame(adopted.rejects)
-        output.commit(rows_in=rows.height)
+        output.commit(rows_in=rows.height, is_shard=True)
 
     inputs = {"tokenizer": [tokenizer], "corrections": [corrections]}
     return run(place, stage_of("adopt", config, inputs), compute, parent=parent)

@@ -12,7 +12,7 @@ import torch
 
 from core.decoding.samples import OnDecoded
 from core.drafting_process import Done, DraftJob, DraftProcess, Kept
-from core.errors import ConfigError
+from core.errors import ConfigError, Interrupted
 from core.manifest import Ref
 from core.models.denoiser import TrainableDenoiser, load_denoiser
 from core.models.settings import Dtype
@@ -22,7 +22,7 @@ from core.training.loop import OnMetrics, TrainResult
 from tasks.workplace import Workplace
 
 R = TypeVar("R")
-_DTYPES: dict[Dtype, torch.dtype | None] = {
+DTYPES: dict[Dtype, torch.dtype | None] = {
     "auto": None,
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -55,16 +55,19 @@ def train_on(
         ConfigError: there are fewer devices than processes.
     """
     if processes > 1:
-        devices = _one_each(place.devices, processes)
+        devices = one_each(place.devices, processes)
         for device in devices:
             MODELS.forget(device)
         return train_apart(job, rows, place.image_file, devices=devices, on_metrics=on_metrics)
     with MODELS.device(place.devices) as device:
         MODELS.forget(device)
-        return train_here(job, rows, place.load_image, device=device, on_metrics=on_metrics)
+        try:
+            return train_here(job, rows, place.images, device=device, on_metrics=on_metrics)
+        finally:
+            torch.cuda.empty_cache()  # other processes draft on the device next
 
 
-def _one_each(wanted: Sequence[str], processes: int) -> list[str]:
+def one_each(wanted: Sequence[str], processes: int) -> list[str]:
     """A GPU for each process, or the processor for all of them."""
     names = device_names(wanted)
     if names == ["cpu"]:
@@ -95,10 +98,10 @@ def draft_on(
     job = DraftJob(
         work=work,
         samples=samples,
-        load_image=place.load_image,
+        load_image=place.images,
         checkpoint=partial(place.local_folder, model),
         digest=model.digest,
-        dtype=_DTYPES[dtype],
+        dtype=DTYPES[dtype],
         threads=threads,
         how=how,
     )
@@ -142,18 +145,24 @@ class Models:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
         self._idle: dict[str, list[tuple[Kept, TrainableDenoiser]]] = {}
         self._processes: dict[str, DraftProcess] = {}
 
     @contextmanager
     def device(self, wanted: Sequence[str]) -> Iterator[str]:
-        """The device that the fewest use."""
+        """The device that the fewest use, of those that failed the least: a broken one would soon be free again."""
         names = device_names(wanted)
         with self._lock:
-            name = min(names, key=lambda one: self._users[one])
+            name = min(names, key=lambda one: (self._failures[one], self._users[one]))
             self._users[name] += 1
         try:
             yield name
+        except Interrupted:
+            raise
+        except Exception:
+            self._failures[name] += 1
+            raise
         finally:
             with self._lock:
                 self._users[name] -= 1

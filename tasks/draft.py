@@ -63,7 +63,8 @@ def draft(place: Workplace, config: DraftConfig, model: Ref, samples: Ref, *, th
         output.write(Drafts, drafted.drafts)
         output.write(Traces, drafted.traces, counted=False)
         output.reject_frame(drafted.rejects)
-        output.commit(rows_in=rows.height * len(config.settings), facts={"batches_halved": done.halvings})
+        facts = {"batches_halved": done.halvings}
+        output.commit(rows_in=rows.height * len(config.settings), facts=facts, is_shard=True)
 
     stage = stage_of("draft", config, {"model": [model], "samples": [samples]})
     return run(place, stage, compute, parent=parent)

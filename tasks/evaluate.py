@@ -1,5 +1,10 @@
 """How good a model's answers are: one arm over one split, at every decoder setting."""
 
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 import polars as pl
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -7,7 +12,7 @@ from prefect.client.schemas.objects import State
 
 from core.config import RunConfig
 from core.decoding.settings import DecodeSettings
-from core.drafting import answer
+from core.drafting import Answered, answer, in_order
 from core.manifest import Ref, read_table
 from core.metrics.facts import measure, summarize
 from core.metrics.overlap import overlap_f1
@@ -51,27 +56,71 @@ def evaluate(place: Workplace, config: EvaluateConfig, model: Ref, samples: Ref,
 
     def compute(output: Output) -> None:
         rows = read_table(place.store, samples, Samples).slice(0, config.first)
-        answered = draft_on(
-            place,
-            model,
-            answer,
-            rows,
-            threads=threads,
-            tell=aloud(output),
-            on_progress=lambda done, total: output.progress(done, total, {}),
-            settings=[DecodeSettings.parse(name) for name in config.settings],
-            response_length=config.response_length,
-            batch_size=config.batch_size,
-        ).result
-        measured = measure_answers(answered.answers, rows, config.arm)
+        answered = [
+            once(
+                output.work / f"setting-{number}", partial(_answer, place, config, model, rows, number, threads, output)
+            )
+            for number in range(len(config.settings))
+        ]
+        answers = pl.concat([one.answers for one in answered])
+        measured = measure_answers(in_order(answers, rows, _parsed(config)), rows, config.arm)
+        seconds = {name: value for one in answered for name, value in one.seconds.items()}
         summaries = by_setting(measured, config.seed)
-        facts = {name: summary | {"seconds": answered.seconds[name]} for name, summary in summaries.items()}
+        facts = {name: summary | {"seconds": seconds[name]} for name, summary in summaries.items()}
         output.write(Evaluations, measured)
-        output.reject_frame(answered.rejects)
+        for one in answered:
+            output.reject_frame(one.rejects)
         output.commit(rows_in=rows.height * len(config.settings), facts={"settings": facts})
 
     stage = stage_of("evaluate", config, {"model": [model], "samples": [samples]})
     return run(place, stage, compute, parent=parent)
+
+
+def _parsed(config: EvaluateConfig) -> list[DecodeSettings]:
+    return [DecodeSettings.parse(name) for name in config.settings]
+
+
+def _answer(
+    place: Workplace,
+    config: EvaluateConfig,
+    model: Ref,
+    rows: pl.DataFrame,
+    number: int,
+    threads: int,
+    output: Output,
+) -> Answered:
+    """The answers in one setting, told as a part of all."""
+    before, total = rows.height * number, rows.height * len(config.settings)
+    return draft_on(
+        place,
+        model,
+        answer,
+        rows,
+        threads=threads,
+        tell=aloud(output),
+        on_progress=lambda done, _: output.progress(before + done, total, {}),
+        settings=[_parsed(config)[number]],
+        response_length=config.response_length,
+        batch_size=config.batch_size,
+    ).result
+
+
+def once(folder: Path, answered: Callable[[], Answered]) -> Answered:
+    """What was answered before a crash, else what is answered now, kept in `folder`: a large model takes an hour."""
+    done = folder / "answers.parquet"
+    if done.is_file():
+        return Answered(
+            answers=pl.read_parquet(done),
+            rejects=pl.read_parquet(folder / "rejects.parquet"),
+            seconds=json.loads((folder / "seconds.json").read_text()),
+        )
+    found = answered()
+    folder.mkdir(exist_ok=True)
+    found.rejects.write_parquet(folder / "rejects.parquet")
+    (folder / "seconds.json").write_text(json.dumps(found.seconds))
+    found.answers.write_parquet(folder / "draft")
+    (folder / "draft").replace(done)
+    return found
 
 
 def measure_answers(answers: pl.DataFrame, samples: pl.DataFrame, arm: str) -> pl.DataFrame:

@@ -15,8 +15,9 @@ from core.fingerprint import checkpoint_digest
 from core.heap import return_memory
 from core.manifest import Ref, read_manifest, read_table
 from core.models.create import create_denoiser
-from core.models.denoiser import load_denoiser, save_denoiser
+from core.models.denoiser import TrainableDenoiser, load_denoiser, save_denoiser
 from core.models.settings import ModelSettings, PromptAttention
+from core.models.special_tokens import set_system_turn
 from core.settings import Settings
 from core.stage import Output
 from core.training.job import MODEL, TrainJob
@@ -42,8 +43,8 @@ class ModelConfig(Settings):
 
     @field_serializer("model")
     def _keeps_its_key(self, model: ModelSettings) -> dict[str, Any]:
-        """A model that says nothing of its prompt has the key that it had before there was anything to say."""
-        unset = {"prompt_attention"} if model.prompt_attention is None else set[str]()
+        """A model of whose prompts nothing is said has the key that it had before there was anything to say."""
+        unset = {name for name in ("prompt_attention", "system") if getattr(model, name) is None}
         return model.model_dump(mode="json", exclude=unset)
 
     @classmethod
@@ -52,7 +53,7 @@ class ModelConfig(Settings):
         model = config.model
         if not model.checkpoint:
             return cls(model=model, seed=config.seed)
-        given = ModelSettings(checkpoint=model.checkpoint, prompt_attention=model.prompt_attention)
+        given = ModelSettings(checkpoint=model.checkpoint, prompt_attention=model.prompt_attention, system=model.system)
         return cls(model=given, seed=0, checkpoint_sha256=checkpoint_digest(model.checkpoint))
 
 
@@ -84,6 +85,14 @@ class FinetuneConfig(Settings):
         return dump_settings(train)
 
 
+def prompted(denoiser: TrainableDenoiser, model: ModelSettings) -> None:
+    """Give a model the prompt attention and the system turn that are asked for."""
+    if model.prompt_attention is not None:
+        denoiser.attend(model.prompt_attention)
+    if model.system is not None:
+        set_system_turn(denoiser.tokenizer, model.system)
+
+
 @task(cache_policy=NO_CACHE, task_run_name="create model")
 def create_model(place: Workplace, config: ModelConfig, samples: Ref, *, parent: str) -> State:
     """The user's checkpoint, or an untrained model and its tokenizer -> checkpoint."""
@@ -95,8 +104,7 @@ def create_model(place: Workplace, config: ModelConfig, samples: Ref, *, parent:
             frame = read_table(place.store, samples, Samples)
             texts = [*frame["prompt"].unique().sort(), *frame["reference"]]
             denoiser = create_denoiser(config.model, texts, seed=config.seed)
-        if config.model.prompt_attention is not None:
-            denoiser.attend(config.model.prompt_attention)
+        prompted(denoiser, config.model)
         save_denoiser(denoiser, output.work / "model")
         output.write_folder(output.work / "model")
         output.commit(rows_in=1, ok=1)
@@ -135,7 +143,7 @@ def warm_up(place: Workplace, config: VisionConfig, model: Ref, samples: Ref, *,
             rows,
             config.vision,
             response_length=config.response_length,
-            load_image=place.load_image,
+            load_image=place.images,
             seed=config.seed,
             on_loss=lambda step, value: output.progress(step, config.vision.steps, {}),
         )

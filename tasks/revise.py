@@ -80,7 +80,7 @@ def revise(
             output.write(Reasks, revised.reasks, counted=False)
         ok = _account(output, revised.revisions)
         facts = watch.facts() | _tokens(revised) | _yields(revised)
-        output.commit(rows_in=revised.revisions.height, ok=ok, facts=facts)
+        output.commit(rows_in=revised.revisions.height, ok=ok, facts=facts, is_shard=True)
 
     inputs = {"tokenizer": [tokenizer], "drafts": [drafts]}
     return run(

@@ -12,7 +12,6 @@ VERSIONS = {
     "evaluate": 1,
     "finetune": 1,
     "ingest": 2,
-    "keep_model": 1,
     "keep_tokenizer": 1,
     "mask": 1,
     "pair": 2,

@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-import numpy as np
 from pydantic import field_validator
 from sqlalchemy import Engine
 from sqlalchemy.exc import ArgumentError
@@ -11,7 +10,7 @@ from sqlalchemy.exc import ArgumentError
 from core.addresses import database_address
 from core.claims import Claims, open_database
 from core.errors import ConfigError, StoreError
-from core.ingest.images import decode
+from core.ingest.images import StoredImages
 from core.manifest import Ref, read_manifest
 from core.once import one_of_each
 from core.settings import Settings
@@ -87,9 +86,10 @@ class Workplace(Settings):
         """A file on this machine with an image's encoded bytes, checked against its sha."""
         return self.store.local(image_path(sha), sha)
 
-    def load_image(self, sha: str) -> np.ndarray:
-        """An image's uint8 RGB pixels (height, width, 3)."""
-        return decode(self.image_bytes(sha))
+    @property
+    def images(self) -> StoredImages:
+        """Images, decoded."""
+        return StoredImages(self.image_bytes)
 
     def local_folder(self, ref: Ref) -> Path:
         """A folder on this machine with the files of a checkpoint, each checked against its sha256."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from core.errors import InputError
-from core.models.special_tokens import end_of_turn, image_placeholder
+from core.models.special_tokens import end_of_turn, image_placeholder, system_turn
 
 _CHUNK = 4096
 _IMAGE = "\ufffc"
@@ -100,12 +100,15 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, *, with_image: bool = False) -> list[int]:
     """Ids of a prompt as the model sees it: through the tokenizer's chat template if it has one, else as plain text.
 
-    A model that has images inside its text gets its placeholder in front, on a line of its own, as LLaVA does.
+    A model that has images inside its text gets its placeholder in front, on a line of its own, as LLaVA does. A chat
+    template is given the system turn of the tokenizer, if there is one.
     """
     placeholder = image_placeholder(tokenizer) if with_image else None
     text = prompt if placeholder is None else f"{_IMAGE}\n{prompt}"
     if tokenizer.chat_template:
-        messages = [{"role": "user", "content": text}]
+        system = system_turn(tokenizer)
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": text})
         text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     if placeholder is None:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from core.errors import InputError, RowError
+from core.ingest.images import LoadImage, width_and_height
 from core.models.denoiser import Denoiser, Pixels
 
-LoadImage = Callable[[str], NDArray[np.uint8]]
 Images = dict[int, NDArray[np.uint8]]
 """Row -> image, in the order of a batch; rows without an image are not in it."""
 
@@ -97,12 +97,13 @@ class Pictures:
             return error
 
     def _measure(self, row: int) -> int | RowError | None:
-        image = self._load(row)
-        if not isinstance(image, np.ndarray):
-            return image
+        sha = self.shas[row]
+        if sha is None:
+            return None
         try:
-            height, width = image.shape[:2]
-            return self.model.image_positions(width, height)
+            return self.model.image_positions(*width_and_height(self.load_image, sha))
+        except RowError as error:
+            return error
         except ValueError as error:
             return RowError("unusable_image", str(error))
 

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from core.corruption.responses import encode_prompts
-from core.decoding.ahead import Batch, LoadImage, Pictures, one_ahead
+from core.decoding.ahead import Batch, Pictures, one_ahead
 from core.decoding.room import Room
 from core.decoding.settings import DecodeSettings
 from core.decoding.strategies import strategies
 from core.decoding.trace import Recorder
 from core.errors import RowError
+from core.ingest.images import LoadImage
 from core.models.denoiser import Denoiser, Features
 from core.models.special_tokens import image_placeholder
 from core.seeds import stream_key

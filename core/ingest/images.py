@@ -13,18 +13,24 @@ import io
 import re
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from core.errors import RowError
 from core.ingest.settings import MAX_BYTES, MAX_PIXELS
 
 _T = TypeVar("_T")
+LoadImage = Callable[[str], NDArray[np.uint8]]
+"""sha256 -> uint8 RGB (height, width, 3)."""
+
 _PLAIN = ("RGB", "L")
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+:|//|\\\\)", re.IGNORECASE)
@@ -42,12 +48,64 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     return _decoded(data, max_pixels, lambda image: _to_rgb(_upright(image)))
 
 
+def size_of(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of what `decode` gives; of a JPEG its header says them, whose pixels may be damaged.
+
+    Raises:
+        RowError: as `decode`.
+    """
+    found = _opened(data, max_pixels, _size_in_header)
+    if found is not None:
+        return found
+    height, width = decode(data, max_pixels=max_pixels).shape[:2]
+    return width, height
+
+
+def _size_in_header(image: Image.Image) -> tuple[int, int] | None:
+    """Upright; None where the header does not tell all: a PNG's orientation may stand behind its pixels."""
+    if image.format != "JPEG":
+        return None
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+    except _BROKEN:
+        turned = False
+    width, height = image.size
+    return (height, width) if turned else (width, height)
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Images by their sha256, decoded. `read` gives their encoded bytes."""
+
+    read: Callable[[str], bytes]
+
+    def __call__(self, sha: str) -> NDArray[np.uint8]:
+        """uint8 RGB (height, width, 3)."""
+        return decode(self.read(sha))
+
+
+def width_and_height(load_image: LoadImage, sha: str) -> tuple[int, int]:
+    """Of an image, in pixels; one of the store need not be decoded for that."""
+    if isinstance(load_image, StoredImages):
+        return size_of(load_image.read(sha))
+    height, width = load_image(sha).shape[:2]
+    return width, height
+
+
 def check(data: bytes, *, max_pixels: int = MAX_PIXELS) -> None:
     """Raise what `decode` would raise, but for less: the pixels of a plain photo are not copied."""
     _decoded(data, max_pixels, lambda image: None if image.mode in _PLAIN else _to_rgb(_upright(image)))
 
 
 def _decoded(data: bytes, max_pixels: int, use: Callable[[Image.Image], _T]) -> _T:
+    def loaded(image: Image.Image) -> _T:
+        image.load()
+        return use(image)
+
+    return _opened(data, max_pixels, loaded)
+
+
+def _opened(data: bytes, max_pixels: int, use: Callable[[Image.Image], _T]) -> _T:
     if not data.strip(b"\0"):
         raise RowError("empty_file", f"{len(data)} bytes")
     if data.startswith(_LFS_POINTER):
@@ -56,7 +114,6 @@ def _decoded(data: bytes, max_pixels: int, use: Callable[[Image.Image], _T]) -> 
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise RowError("decompression_bomb", f"{image.width}x{image.height} pixels, limit {max_pixels}")
-            image.load()
             return use(image)
     except RowError:
         raise

@@ -187,7 +187,8 @@ def load_denoiser(
         devices: prefixes of the names of a model's parts -> devices, for a model that one device cannot hold.
 
     Raises:
-        InputError: if the folder is no checkpoint, of a type that no loader is known for, or damaged.
+        InputError: if the folder is no checkpoint, of a type that no loader is known for, or damaged; or if the
+            device has no room for it.
         ConfigError: if `devices` names an unknown part.
     """
     folder = Path(path)
@@ -203,8 +204,14 @@ def load_denoiser(
         )
     module, function = target.split(":")
     loader = cast(Callable[[Path, Placement], TrainableDenoiser], getattr(import_module(module), function))
-    with _no_progress_bars():
-        return loader(folder, placement)
+    try:
+        with _no_progress_bars():
+            return loader(folder, placement)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{device} has no room for the model of {folder}: free its memory, name others with compute.devices, or "
+            f"load it in bf16. {error}"
+        ) from error
 
 
 def _is_masked_lm(model_type: str) -> bool:

@@ -31,6 +31,12 @@ _SO400M = {
 }  # fmt: skip
 """The tower of the published LLaDA-V and ReDiff, which their config.json only names."""
 
+_SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+"""The system turn of the published LLaDA-V and ReDiff, in training and inference: their code has it, no file does."""
+
 
 def load_decoder(folder: Path, placement: Placement) -> PretrainedDenoiser:
     """LLaDA or Dream: text alone.
@@ -64,19 +70,20 @@ def load_llava(folder: Path, placement: Placement) -> PretrainedDenoiser:
         beside = {f"{tower.name}/{CONFIG}": (tower / CONFIG).read_bytes()}
         checkpoint = replace(checkpoint, beside=checkpoint.beside | beside)
     vision = tiled_vision(checkpoint.config, _tower_sizes(checkpoint, tower), family.config.hidden_size)
-    model = assemble(checkpoint, family, vision=vision, name_of=name_of)
+    model = assemble(checkpoint, family, vision=vision, name_of=name_of, system=_SYSTEM)
     return filled(model, checkpoint, placement)
 
 
 def assemble(
-    checkpoint: Checkpoint, family: DecoderFamily, *, vision: Vision | None, name_of: NameOf
+    checkpoint: Checkpoint, family: DecoderFamily, *, vision: Vision | None, name_of: NameOf, system: str = ""
 ) -> PretrainedDenoiser:
-    """The model of a checkpoint, on the meta device, with the folder's tokenizer."""
+    """The model of a checkpoint, on the meta device, with its tokenizer; `system`: see `set_special_tokens`."""
     with torch.device("meta"):
         language, head = family.build()
     tokenizer = load_tokenizer(checkpoint.folder)
     placeholder = None if vision is None else image_token(checkpoint.config)
-    set_special_tokens(tokenizer, checkpoint.config, vocabulary=family.config.vocab_size, placeholder=placeholder)
+    vocabulary = family.config.vocab_size
+    set_special_tokens(tokenizer, checkpoint.config, vocabulary=vocabulary, placeholder=placeholder, system=system)
     layout = Layout(
         encode=encode_bidirectionally,
         name_of=name_of,

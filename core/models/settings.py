@@ -20,6 +20,9 @@ class ModelSettings(Settings):
     prompt_attention: PromptAttention | None = None
     """prefix: prompt and images do not attend to the response, so decoding reads them once; in training and decoding
     alike. full: they do. null: what the checkpoint says; a new model: full."""
+    system: str | None = None
+    """System turn in front of every prompt, "" for none; null: that of the checkpoint. LLaDA-V's and ReDiff's is that
+    of their published code."""
     response_length: int = Field(default=48, ge=2)
     """Tokens of a response, end-of-text fill included."""
     tokenizer: Literal["scenes", "bpe"] = "scenes"

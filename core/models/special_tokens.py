@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # importing transformers takes seconds, which the reference e
     from transformers import PreTrainedTokenizerBase
 
 _MASK_NAME = re.compile(r"(^|[^0-9a-z])mask[^0-9a-z]*$", re.IGNORECASE)
-_PLACEHOLDER_KEY, _TURN_KEY = "image_placeholder_id", "end_of_turn_id"
+_PLACEHOLDER_KEY, _TURN_KEY, _SYSTEM_KEY = "image_placeholder_id", "end_of_turn_id", "system_turn"
 _ANSWER = "\ufffc"
 
 LLAVA_PLACEHOLDER = -200
@@ -24,7 +24,12 @@ LLAVA_PLACEHOLDER = -200
 
 
 def set_special_tokens(
-    tokenizer: "PreTrainedTokenizerBase", config: Mapping[str, Any], *, vocabulary: int, placeholder: int | None
+    tokenizer: "PreTrainedTokenizerBase",
+    config: Mapping[str, Any],
+    *,
+    vocabulary: int,
+    placeholder: int | None,
+    system: str = "",
 ) -> None:
     """Give `tokenizer` its mask, end of text and padding.
 
@@ -34,6 +39,7 @@ def set_special_tokens(
             added token that is called a mask, as `<|mdm_mask|>`.
         vocabulary: rows of the token embedding.
         placeholder: id that stands for an image in a prompt; None for a model without vision.
+        system: what the published code begins each conversation with; a tokenizer that was saved here knows better.
 
     Raises:
         InputError: if a token cannot be told, or the tokenizer has more tokens than the model.
@@ -46,14 +52,11 @@ def set_special_tokens(
     if mask is not None:
         tokenizer.mask_token = _token(tokenizer, mask, "mask_token_id")
     if tokenizer.eos_token_id is None:
-        if isinstance(config.get("eos_token_id"), int):
-            tokenizer.eos_token = _token(tokenizer, config["eos_token_id"], "eos_token_id")
-        elif tokenizer.sep_token_id is not None:
-            tokenizer.eos_token = tokenizer.sep_token
-        else:
-            raise InputError('the tokenizer has no end-of-text token: set "eos_token" in tokenizer_config.json')
+        tokenizer.eos_token = _end_of_text(tokenizer, config)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if system and tokenizer.chat_template and _PLACEHOLDER_KEY not in tokenizer.init_kwargs:
+        tokenizer.init_kwargs.setdefault(_SYSTEM_KEY, system)
     if placeholder is not None:
         tokenizer.init_kwargs[_PLACEHOLDER_KEY] = placeholder
     turn = _end_of_turn(tokenizer)
@@ -74,6 +77,14 @@ def _called_mask(tokenizer: "PreTrainedTokenizerBase") -> int:
             "or mask_token_id in config.json"
         )
     return next(iter(named))
+
+
+def _end_of_text(tokenizer: "PreTrainedTokenizerBase", config: Mapping[str, Any]) -> str:
+    if isinstance(config.get("eos_token_id"), int):
+        return _token(tokenizer, config["eos_token_id"], "eos_token_id")
+    if tokenizer.sep_token is not None:
+        return str(tokenizer.sep_token)
+    raise InputError('the tokenizer has no end-of-text token: set "eos_token" in tokenizer_config.json')
 
 
 def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
@@ -102,6 +113,23 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The id that ends an answer, before the end-of-text fill: that of the chat template, else end of text itself."""
     found = tokenizer.init_kwargs.get(_TURN_KEY)
     return found if isinstance(found, int) else int(tokenizer.eos_token_id)
+
+
+def set_system_turn(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
+    """Begin each conversation with this system turn, or, if it is empty, without one.
+
+    Raises:
+        InputError: the tokenizer has no chat template that could have one.
+    """
+    if text and not tokenizer.chat_template:
+        raise InputError("model.system: the checkpoint's tokenizer has no chat template, so no system turn")
+    tokenizer.init_kwargs[_SYSTEM_KEY] = text
+
+
+def system_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What each conversation begins with; empty: with the prompt."""
+    found = tokenizer.init_kwargs.get(_SYSTEM_KEY)
+    return found if isinstance(found, str) else ""
 
 
 def image_token(config: Mapping[str, Any]) -> int:

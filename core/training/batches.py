@@ -17,9 +17,10 @@ from core.corruption.rows import reject_frame
 from core.corruption.settings import ObjectiveSettings
 from core.corruption.weights import token_weights
 from core.errors import InputError, RowError
+from core.ingest.images import LoadImage
 from core.models.denoiser import Pixels, TrainableDenoiser
 from core.models.special_tokens import image_placeholder
-from core.training.image_cache import ImageCache, ImagePositions, LoadImage
+from core.training.image_cache import ImageCache, ImagePositions
 from core.training.order import ByLength, DataOrder
 from data_contracts import TokenKind
 

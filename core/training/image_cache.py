@@ -3,15 +3,15 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-LoadImage = Callable[[str], NDArray[np.uint8]]
+from core.ingest.images import LoadImage, width_and_height
+
 ImagePositions = Callable[[int, int], int]
 _DECODERS = 4
-_AT_ONCE = 64
-"""Images in memory together while all are measured."""
 
 
 class ImageCache:
@@ -30,15 +30,14 @@ class ImageCache:
 
     def positions(self, shas: Sequence[str], image_positions: ImagePositions) -> dict[str, int | str]:
         """Of each of these images in a text; of one whose size the model cannot read, why."""
+        with ThreadPoolExecutor(_DECODERS, "images") as threads:
+            sizes = threads.map(partial(width_and_height, self._load), shas)
         found: dict[str, int | str] = {}
-        for first in range(0, len(shas), _AT_ONCE):
-            some = shas[first : first + _AT_ONCE]
-            for sha, image in zip(some, self.several(some), strict=True):
-                height, width = image.shape[:2]
-                try:
-                    found[sha] = image_positions(width, height)
-                except ValueError as error:
-                    found[sha] = f"image {sha} of {width} x {height}: {error}"
+        for sha, (width, height) in zip(shas, sizes, strict=True):
+            try:
+                found[sha] = image_positions(width, height)
+            except ValueError as error:
+                found[sha] = f"image {sha} of {width} x {height}: {error}"
         return found
 
     def __call__(self, sha: str) -> NDArray[np.uint8]:

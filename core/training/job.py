@@ -7,11 +7,11 @@ import polars as pl
 
 from core.corruption.settings import ObjectiveSettings
 from core.heap import large_tensors_apart
+from core.ingest.images import LoadImage
 from core.models.denoiser import load_denoiser, save_denoiser
 from core.settings import Settings
 from core.training.ahead import Ahead
 from core.training.batches import TrainingBatches
-from core.training.image_cache import LoadImage
 from core.training.loop import OnMetrics, TrainResult, train
 from core.training.parts import is_whole, parts_of
 from core.training.settings import TrainSettings

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from core.corruption.responses import encode_responses
 from core.corruption.rows import token_regions
 from core.errors import InputError
+from core.ingest.images import LoadImage
 from core.models.denoiser import TrainableDenoiser
-from core.training.image_cache import ImageCache, LoadImage
+from core.training.image_cache import ImageCache
 from core.training.optim import learning_rate
 from core.training.order import DataOrder
 from core.training.settings import UpdateSettings

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from core.errors import RedraftError
-from core.ingest.images import decode
+from core.ingest.images import StoredImages
 from core.training.job import TrainJob, train_here
 from core.training.launch import DEVICES, ERROR, IMAGES, JOB, REJECTS, REPORT, RESULT, ROWS
 from core.training.sharding import Processes
@@ -28,7 +28,7 @@ def main(folder: Path) -> int:
         result = train_here(
             TrainJob.model_validate_json((folder / JOB).read_text()),
             pl.read_parquet(folder / ROWS),
-            lambda sha: decode(Path(files[sha]).read_bytes()),
+            StoredImages(lambda sha: Path(files[sha]).read_bytes()),
             device=device,
             on_metrics=_report,
             processes=processes,

@@ -155,7 +155,7 @@ CATALOGUE = {
 }
 
 
-_FOR_FILES = ("adopt", "ingest", "keep_model", "keep_tokenizer", "switch_attention", "take")
+_FOR_FILES = ("adopt", "ingest", "keep_tokenizer", "switch_attention", "take")
 """Stages that the experiments' loop, which is about the scene world, has no use for."""
 
 

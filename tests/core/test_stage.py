@@ -11,7 +11,7 @@ from core.claims import Claims, open_database
 from core.errors import AccountingError, ClaimLost, EmptyOutput, InputError
 from core.manifest import Ref, read_manifest, read_table, stage_key, to_parquet
 from core.settings import Settings
-from core.stage import Output, Stage, run_stage
+from core.stage import Output, Stage, check_some_rows, run_stage
 from core.store import LocalStore
 from data_contracts import Rejects, Samples
 
@@ -130,6 +130,19 @@ def test_an_empty_output_fails_the_stage_and_says_why(runner):
 
     with pytest.raises(EmptyOutput, match="too_long"):
         runner(STAGE, nothing)
+
+
+def test_a_shard_may_be_empty_and_all_shards_may_not(runner, store):
+    def nothing(output: Output) -> None:
+        output.write(Samples, Samples.create_empty())
+        output.reject("s0", "too_long")
+        output.commit(rows_in=1, is_shard=True)
+
+    empty, full = runner(STAGE, nothing).ref, runner(Stage(name="synth", version=1, config=Config(rows=2))).ref
+    check_some_rows(store, [empty, full], "shards")
+    assert read_table(store, [empty, full], Samples).height == 2
+    with pytest.raises(EmptyOutput, match=r"none of the shards has a good row: rejected {'too_long': 2}"):
+        check_some_rows(store, [empty, empty], "shards")
 
 
 def test_rows_that_break_the_contract_are_counted_rejects(runner, store):

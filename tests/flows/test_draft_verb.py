@@ -93,6 +93,28 @@ def test_a_published_checkpoint_drafts_for_photos_and_what_is_done_is_not_done_a
     assert "expert.max_requests: 1 of 1" in printed(capsys)["error"]
 
 
+def test_a_shard_without_a_good_row_is_no_failure(config, tmp_path, capsys):
+    """Its one row has a prompt that is too long for the model. Of the others' noise the expert can make nothing."""
+    file, images = photos(tmp_path)
+    names = [json.loads(line)["file_name"] for line in file.read_text().splitlines()][:4]
+    names = [name for name in names if name != "broken.png"][:3]
+    turns = [{"id": str(number), "image": name, "conversations": [
+        {"from": "human", "value": "<image>\n" + ("What is it? " * 400 if number == 2 else "What is it?")},
+        {"from": "gpt", "value": "a red ring"},
+    ]} for number, name in enumerate(names)]  # fmt: skip
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(turns))
+    drafting = config.draft.model_copy(update={"shard_size": 1})
+    known = with_data(config, file, images).model_copy(update={"draft": drafting})
+    assert run_draft(known, json=True) == 0
+    line = printed(capsys)
+    assert line["counts"] == {"ok": 2 * 2, "rejected": {"prompt_too_long": 2}, "failed": {}}
+    uris = [ref["uri"] for ref in line["outputs"]]
+    assert len(uris) == 3
+    assert run_revise(config, uris, None, json=True) == 1
+    assert "none of the revision shards has a good row: rejected {'no_segment_aligned': 4}" in printed(capsys)["error"]
+
+
 def test_the_precision_is_part_of_the_work_and_the_device_is_not(config, tmp_path, capsys):
     file, images = photos(tmp_path)
     known = with_data(config, file, images)
@@ -130,17 +152,21 @@ def test_what_cannot_be_drafted_is_said(config, tmp_path, capsys):
         run_draft(with_model(with_data(config, file, images), "nowhere"), json=False)
     with pytest.raises(InputError, match="no file 'nothing', and 0 outputs"):
         run_draft(with_data(config, "nothing"), json=False)
-    for name, message in (("llada_tiny", "reads no images"), ("empty", "is no checkpoint")):
+    for name, kind, message in (
+        ("llada_tiny", ConfigError, "reads no images"), ("empty", InputError, "is no checkpoint")
+    ):  # fmt: skip
         folder = published(tmp_path, name) if name != "empty" else tmp_path / "empty"
         folder.mkdir(exist_ok=True)
-        assert run_draft(with_model(with_data(config, file, images), folder), json=True) == 1
-        assert message in printed(capsys)["error"]
+        with pytest.raises(kind, match=message):
+            run_draft(with_model(with_data(config, file, images), folder), json=True)
+    absent = config.compute.model_copy(update={"devices": ("cuda:99",)})
+    with pytest.raises(ConfigError, match="cuda:99 is not there"):
+        run_draft(with_data(config, file, images).model_copy(update={"compute": absent}), json=True)
+    assert not _outputs(config), "all that is said before anything is taken in"
+    assert run_draft(with_data(config, file, images), json=True) == 0
     (samples,) = (ref for ref in _outputs(config) if ref.startswith("datasets/ingest"))
     with pytest.raises(InputError, match="is a dataset, but a checkpoint is needed"):
         run_draft(with_model(with_data(config, samples), samples), json=False)
-    absent = config.compute.model_copy(update={"devices": ("cuda:99",)})
-    assert run_draft(with_data(config, file, images).model_copy(update={"compute": absent}), json=True) == 1
-    assert "cuda:99 is not there" in printed(capsys)["error"]
 
 
 def _outputs(config: RunConfig) -> set[str]:

@@ -12,7 +12,7 @@ import torch
 
 from core.config import ComputeSettings
 from core.corruption.settings import ObjectiveSettings
-from core.errors import ConfigError
+from core.errors import ConfigError, FatalError, Interrupted
 from core.manifest import Ref
 from core.models.denoiser import save_denoiser
 from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
@@ -70,6 +70,19 @@ def test_side_by_side_shards_are_on_different_devices(gpus):
             assert again == third
 
 
+def test_a_device_that_fails_is_asked_last(gpus):
+    """It fails in seconds and is free again, while the others work for an hour."""
+    models = Models()
+    with pytest.raises(FatalError), models.device(["auto"]) as broken:
+        raise FatalError("the GPU is held by somebody else")
+    with models.device(["auto"]) as second, models.device(["auto"]) as third, models.device(["auto"]) as more:
+        assert broken not in (second, third, more)
+    with pytest.raises(Interrupted), models.device(["auto"]) as stopped:
+        raise Interrupted("no fault of the device")
+    with models.device(["auto"]) as again:
+        assert again == stopped
+
+
 def test_an_idle_model_is_used_again_by_one_at_a_time_and_makes_room_for_another():
     models, one, two = Models(), object(), object()
     key, other = ("digest", "auto"), ("digest", "bf16")
@@ -105,6 +118,10 @@ def test_processes_that_train_together_have_a_gpu_each_or_share_the_processor(mo
         train_on(4, "auto")
 
 
+def no_image(sha: str) -> np.ndarray:
+    raise AssertionError("nobody asks for an image")
+
+
 @dataclass(frozen=True)
 class Place:
     folder: Path
@@ -113,8 +130,7 @@ class Place:
     def local_folder(self, model: Ref) -> Path:
         return self.folder
 
-    def load_image(self, sha: str) -> np.ndarray:
-        raise AssertionError("nobody asks for an image")
+    images = staticmethod(no_image)
 
 
 def process_of(model: object, samples: pl.DataFrame, **_: object) -> int:

@@ -1,14 +1,14 @@
 """What decides a stage's key, and what does not."""
 
-from core.config import PairSettings
+from core.config import PairSettings, RunConfig
 from core.corruption.settings import ObjectiveSettings
 from core.expert.settings import ExpertSettings
 from core.models.settings import ModelSettings
 from core.training.settings import LoraSettings, TrainSettings
 from tasks.finetune import FinetuneConfig, ModelConfig
-from tasks.keep import KeepConfig
 from tasks.pair import PairConfig
 from tasks.revise import ReviseConfig
+from tests.core.models.checkpoints import published
 
 PLAIN, LIMITED = ExpertSettings(reask=False), ExpertSettings(reask=False, image_max_side=512)
 
@@ -32,16 +32,21 @@ def test_pairs_by_an_expert_that_sees_smaller_images_are_other_pairs():
 def test_a_model_that_says_nothing_of_its_prompt_keeps_the_key_that_it_had():
     plain = ModelConfig(model=ModelSettings(), seed=0)
     assert "prompt_attention" not in plain.model_dump(mode="json")["model"]
-    blind = ModelConfig(model=ModelSettings(prompt_attention="prefix"), seed=0)
-    assert blind.model_dump(mode="json")["model"]["prompt_attention"] == "prefix"
-    assert ModelConfig.model_validate(blind.model_dump()) == blind
+    assert "system" not in plain.model_dump(mode="json")["model"]
+    for said in ({"prompt_attention": "prefix"}, {"system": ""}):
+        model = ModelConfig(model=ModelSettings(**said), seed=0)
+        assert said.items() <= model.model_dump(mode="json")["model"].items()
+        assert ModelConfig.model_validate(model.model_dump()) == model
 
 
-def test_a_kept_model_that_says_nothing_of_its_prompt_keeps_the_key_that_it_had():
-    assert KeepConfig(sha256="0" * 64).model_dump() == {"sha256": "0" * 64}
-    blind = KeepConfig(sha256="0" * 64, prompt_attention="prefix")
-    assert blind.model_dump()["prompt_attention"] == "prefix"
-    assert KeepConfig.model_validate(blind.model_dump()) == blind
+def test_a_checkpoint_is_taken_in_once_whatever_sizes_and_seed_are_said_beside_it(tmp_path):
+    folder = published(tmp_path, "llada_tiny")
+    settings = ModelSettings(checkpoint=str(folder), response_length=64)
+    one, other = (RunConfig(seed=seed, model=settings.model_copy(update=more)) for seed, more in (
+        (0, {}), (7, {"response_length": 128, "tokenizer": "bpe"}),
+    ))  # fmt: skip
+    assert ModelConfig.of(one) == ModelConfig.of(other)
+    assert ModelConfig.of(one) != ModelConfig.of(RunConfig(model=settings.model_copy(update={"system": "Be brief."})))
 
 
 def test_a_training_without_what_came_later_keeps_the_key_that_it_had():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from core.errors import RowError
-from core.ingest.images import decode, read_image, resolve_image
+from core.ingest.images import StoredImages, decode, read_image, resolve_image, size_of, width_and_height
 
 
 def encoded(image, file_format="PNG", **options):
@@ -63,6 +63,30 @@ def test_exif_orientation_is_applied(orientation):
     exif[0x0112] = orientation
     decoded = decode(encoded(Image.fromarray(np.ascontiguousarray(stored)), exif=exif.tobytes()))
     np.testing.assert_array_equal(decoded, upright)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP", "BMP"])
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+def test_the_size_is_that_of_what_is_decoded(file_format, orientation):
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    data = encoded(Image.fromarray(gradient()), file_format, **({} if file_format == "BMP" else {"exif": exif}))
+    assert size_of(data) == decode(data).shape[1::-1]
+
+
+def test_the_size_of_a_photo_is_read_off_its_header():
+    data = encoded(Image.fromarray(gradient()), "JPEG")
+    assert size_of(data[:-200]) == (40, 24)
+    assert reason_of(decode, data[:-200]) == "truncated_image"
+    assert reason_of(size_of, data, max_pixels=100) == "decompression_bomb"
+    assert reason_of(size_of, b"no image") == "not_an_image"
+
+
+def test_an_image_of_the_store_is_not_decoded_to_be_measured():
+    data = encoded(Image.fromarray(gradient()), "JPEG")
+    assert width_and_height(StoredImages(lambda sha: data[:-200]), "sha") == (40, 24)
+    assert width_and_height(lambda sha: gradient(), "sha") == (40, 24)
 
 
 def test_broken_exif_is_ignored():

@@ -64,6 +64,7 @@ def _tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL.values()])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
+        system_turn="",  # a token a byte makes it longer than all else
         bos_token=SPECIAL[490],
         eos_token=SPECIAL[491],
         pad_token=SPECIAL[491],

@@ -6,7 +6,7 @@ from core.alignment import DraftTokens, align
 from core.corruption.responses import encode_responses, prompt_ids
 from core.errors import InputError
 from core.models.denoiser import load_denoiser, save_denoiser
-from core.models.special_tokens import end_of_turn, image_placeholder
+from core.models.special_tokens import end_of_turn, image_placeholder, set_system_turn, system_turn
 from core.models.text import decode_response
 from core.models.tokenizer import load_tokenizer
 from core.rediff import TextCodec
@@ -45,6 +45,37 @@ def test_an_image_stands_on_a_line_before_the_prompt_inside_the_chat_template(tm
     assert tokenizer.decode(after) == f"\nHi{SPECIAL[494]}{SPECIAL[492]}assistant{SPECIAL[493]}\n\n"
     assert -200 not in prompt_ids(tokenizer, "Hi")
     assert prompt_ids(tokenizer, "\ufffc", with_image=True).count(-200) == 1
+
+
+def test_a_published_llava_begins_with_the_system_turn_of_its_code_unless_another_is_asked_for(tmp_path):
+    folder = published(tmp_path, "llada_v_tiny")
+    about = json.loads((folder / "tokenizer_config.json").read_text())
+    del about["system_turn"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    model = load_denoiser(folder)
+    assert system_turn(model.tokenizer).startswith("You are a helpful language and vision assistant. You are able to")
+    save_denoiser(model, tmp_path / "saved")
+    for tokenizer in (model.tokenizer, load_denoiser(tmp_path / "saved").tokenizer):
+        text = tokenizer.decode(prompt_ids(tokenizer, "Hi"))
+        said = f"{SPECIAL[492]}system{SPECIAL[493]}\n\n{system_turn(tokenizer)}{SPECIAL[494]}"
+        assert text == f"{SPECIAL[490]}{said}{SPECIAL[492]}user{SPECIAL[493]}\n\nHi{SPECIAL[494]}" + (
+            f"{SPECIAL[492]}assistant{SPECIAL[493]}\n\n"
+        )
+    for turn, marks in (("Be brief.", 2), ("", 1)):
+        set_system_turn(model.tokenizer, turn)
+        save_denoiser(model, tmp_path / "saved")
+        again = load_denoiser(tmp_path / "saved").tokenizer
+        assert system_turn(again) == turn
+        assert prompt_ids(again, "Hi").count(494) == marks
+    assert system_turn(load_denoiser(published(tmp_path / "text", "llada_tiny")).tokenizer) == ""
+
+
+def test_a_system_turn_needs_a_chat_template():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    set_system_turn(tokenizer, "")
+    with pytest.raises(InputError, match="no chat template"):
+        set_system_turn(tokenizer, "Be brief.")
 
 
 def test_an_answer_ends_as_the_chat_template_ends_it_and_then_the_text_does(tmp_path):
