@@ -288,6 +288,7 @@ def main() -> None:
         sys.stderr.write(f"redraft: {_explained(error)}\n")
         code = 1
     except KeyboardInterrupt:
+        sys.stderr.write("redraft: interrupted. What is finished is kept: give the command again\n")
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
 
