@@ -93,7 +93,7 @@ _CHOICES = {
     "expert.max_tokens_total": 9, "expert.max_requests": 9, "expert.image_max_side": 99, "expert.image_max_bytes": 9999,
     "rounds.promote_on": "3 refine", "pair.kinds": ["place"],
     "draft.settings": ["3 refine"], "evaluate.settings": ["3 freeze"],
-    "model.prompt_attention": "prefix", "draft.dtype": "bf16", "compute.devices": ["cpu"],
+    "model.prompt_attention": "prefix", "model.system": "other", "draft.dtype": "bf16", "compute.devices": ["cpu"],
     "base.precision": "bf16", "stage1.precision": "bf16", "stage2.precision": "bf16", "control.precision": "bf16",
 }  # fmt: skip
 
