@@ -6,7 +6,6 @@ Loading and saving are transformers' own, so the layout stays what it was. Dropo
 depends on its rows alone.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from core.errors import ConfigError, InputError
-from core.models.checkpoint import check_values, listed, open_checkpoint
+from core.models.checkpoint import Checkpoint, check_values, listed, open_checkpoint, write_files
 from core.models.devices import Placement
 from core.models.key_values import Remembering
 from core.models.pretrained import Layout, PretrainedDenoiser
@@ -56,8 +55,9 @@ class MaskedLMDenoiser(PretrainedDenoiser):
         raise ConfigError("a masked language model of transformers keeps no keys and values: decode it without cache=")
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """As transformers writes this model."""
+        """As transformers writes this model, with the files that came with it."""
         self._whole[0].save_pretrained(Path(save_directory))
+        write_files(Path(save_directory), self.beside())
 
 
 def _drop_tied(model: MaskedLMDenoiser, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -97,10 +97,11 @@ def load(folder: Path, placement: Placement) -> MaskedLMDenoiser:
     for name, p in whole.named_parameters():
         check_values(folder, name, p)
     _no_dropout(whole)
-    return _split(whole, checkpoint.config, folder, placement)
+    return _split(whole, checkpoint, placement)
 
 
-def _split(whole: PreTrainedModel, config: Mapping[str, Any], folder: Path, placement: Placement) -> MaskedLMDenoiser:
+def _split(whole: PreTrainedModel, checkpoint: Checkpoint, placement: Placement) -> MaskedLMDenoiser:
+    folder, config = checkpoint.folder, checkpoint.config
     base: Any = whole.base_model
     head = nn.Sequential(*(part for part in whole.children() if part is not base))
     sees = hasattr(base, "vision_model")
@@ -120,7 +121,7 @@ def _split(whole: PreTrainedModel, config: Mapping[str, Any], folder: Path, plac
             encode=encode_masked,
             name_of=lambda name: name,
             config=config,
-            beside={},
+            beside=checkpoint.beside,
             max_positions=min(longest or tokenizer.model_max_length, tokenizer.model_max_length),
             placeholder=placeholder,
         ),

@@ -72,6 +72,28 @@ def _tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
     )
 
 
+def as_transformers_4(folder: Path, **keys: object) -> dict[str, object]:
+    """Write tokenizer_config.json as version 4 did, with the chat template inside; what it says is returned."""
+    (folder / "chat_template.jinja").unlink()
+    added = {
+        str(index): {"content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
+                     "special": True}
+        for index, token in SPECIAL.items()
+    }  # fmt: skip
+    config = {
+        "added_tokens_decoder": added,
+        "bos_token": SPECIAL[490],
+        "chat_template": CHAT,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": SPECIAL[491],
+        "model_max_length": 1024,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **keys,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return config
+
+
 @cache
 def golden(name: str) -> dict[str, np.ndarray]:
     return dict(np.load(DATA / name / "golden.npz"))

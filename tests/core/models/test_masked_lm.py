@@ -82,6 +82,20 @@ def test_modernvbert_sees_its_images_where_their_placeholder_stands(tmp_path):
     assert torch.allclose(found, torch.cat([expected[:, :3], expected[:, 6:]], dim=1), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
+def test_the_normalisation_of_images_is_the_checkpoints_and_goes_with_a_saved_model(tmp_path, name):
+    written(tmp_path / "a", CONFIGS["modernvbert"])
+    said = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+    (tmp_path / "a" / name).write_text(json.dumps({"image_processor": said} if name.startswith("proc") else said))
+    model = load_denoiser(tmp_path / "a")
+    images = list(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8))
+    expected = (np.stack(images) / 255 - said["image_mean"]) / said["image_std"]
+    assert np.allclose(model.pixels(images), expected.transpose(0, 3, 1, 2), atol=1e-6)
+    save_denoiser(model, tmp_path / "b")
+    assert torch.equal(load_denoiser(tmp_path / "b").pixels(images), model.pixels(images))
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {path.name for path in (tmp_path / "a").iterdir()}
+
+
 @pytest.mark.parametrize("name", ["bert", "modernvbert"])
 @torch.no_grad()
 def test_saving_and_loading_gives_equal_logits_and_names(tmp_path, name):
