@@ -6,8 +6,8 @@ with the model: whoever loads it later needs nothing else.
 
 import json
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError
 
@@ -20,7 +20,7 @@ _MASK_NAME = re.compile(r"(^|[^0-9a-z])mask[^0-9a-z]*$", re.IGNORECASE)
 _PLACEHOLDER_KEY, _TURN_KEY = "image_placeholder_id", "end_of_turn_id"
 _OWN_KEYS = (_PLACEHOLDER_KEY, _TURN_KEY, "system_turn")
 """What tokenizer_config.json says of a tokenizer here, and transformers has no word for."""
-_ANSWER = "\ufffc"
+_QUESTION, _ANSWER = "What is this?", "\ufffc"
 _TOKEN_KEYS = ("mask_token", "eos_token", "pad_token")
 _TOKENIZER_CONFIG, _LEGACY_MAP = "tokenizer_config.json", "special_tokens_map.json"
 
@@ -122,15 +122,45 @@ def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """The special token that the chat template writes right after an answer, as `<|eot_id|>`; None without one."""
     if not tokenizer.chat_template:
         return None
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except (TemplateError, TypeError, ValueError) as error:
-        raise InputError(f"the tokenizer's chat template cannot be applied: {error}") from error
+    turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+    text = in_chat_template(tokenizer, turns, shown=_QUESTION)
     after = text.partition(_ANSWER)[2].lstrip()
     special = {str(token): token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     written = [token for token in special if after.startswith(token)]
     return special[max(written, key=len)] if written else None
+
+
+def in_chat_template(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, str]], *, shown: str, answering: bool = False
+) -> str:
+    """What the tokenizer's chat template makes of messages.
+
+    A processor's template (ModernVBert's, SmolVLM's) takes a content in parts, and passes over one that is a text.
+
+    Args:
+        tokenizer: has a chat template.
+        messages: each a role and a content.
+        shown: the text that must not be passed over.
+        answering: whether the start of an answer follows.
+
+    Raises:
+        InputError: the template cannot be applied, or leaves the text out.
+    """
+    parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+    failed: Exception | None = None
+    for conversation in (list(messages), parts):
+        try:
+            made: Any = tokenizer.apply_chat_template(
+                cast(Any, conversation), add_generation_prompt=answering, tokenize=False
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            failed = failed or error
+            continue
+        if shown.strip() in str(made):  # many templates trim
+            return str(made)
+    if failed is not None:
+        raise InputError(f"the tokenizer's chat template cannot be applied: {failed}") from failed
+    raise InputError(f"the tokenizer's chat template leaves out what it is given: {shown[:80]!r}")
 
 
 def _token(tokenizer: "PreTrainedTokenizerBase", token_id: int, key: str) -> str:

@@ -11,7 +11,7 @@ from core.models.special_tokens import end_of_turn, image_placeholder
 from core.models.text import decode_response
 from core.models.tokenizer import load_tokenizer
 from core.rediff import TextCodec
-from tests.core.models.checkpoints import SPECIAL, as_transformers_4, byte_tokenizer, published
+from tests.core.models.checkpoints import PARTS_CHAT, SPECIAL, as_transformers_4, byte_tokenizer, published
 
 WEIGHTS_AND_CONFIG = ("model.safetensors", "config.json", "siglip-tiny-patch14-56")
 
@@ -145,6 +145,31 @@ def dreams(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "tokenization_dream.py").write_text("raise SystemExit")
     (folder / "chat_template.jinja").unlink()
+
+
+def test_a_chat_template_that_takes_a_content_in_parts_gets_it_so(tmp_path):
+    folder = published(tmp_path, "llada_v_tiny")
+    (folder / "chat_template.jinja").write_text(PARTS_CHAT)
+    tokenizer = load_denoiser(folder).tokenizer
+    assert end_of_turn(tokenizer) == 494
+    assert tokenizer.decode(prompt_ids(tokenizer, " Hi")) == f"User:  Hi{SPECIAL[494]}\nAssistant:"
+    ids = prompt_ids(tokenizer, "Hi", with_image=True)
+    before, after = ids[: ids.index(-200)], ids[ids.index(-200) + 1 :]
+    assert (tokenizer.decode(before), tokenizer.decode(after)) == ("User: ", f"\nHi{SPECIAL[494]}\nAssistant:")
+
+
+def test_a_chat_template_may_trim(tmp_path):
+    folder = published(tmp_path, "llada_tiny")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}[{{ m['content'] | trim }}]{% endfor %}")
+    tokenizer = load_denoiser(folder).tokenizer
+    assert tokenizer.decode(prompt_ids(tokenizer, " Hi\n")) == "[Hi]"
+
+
+def test_a_chat_template_that_leaves_the_text_out_is_refused(tmp_path):
+    folder = published(tmp_path, "llada_tiny")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['role'] }}{% endfor %}")
+    with pytest.raises(InputError, match="chat template leaves out what it is given: 'What is this"):
+        load_denoiser(folder)
 
 
 def test_dreams_tokenizer_is_read_without_its_code(tmp_path):
