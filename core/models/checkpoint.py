@@ -31,7 +31,8 @@ _TOKENIZER_FILES = {
 """Kept however large they are."""
 _STORES_OWN = {MANIFEST, CURVES_FILE}
 """What the store adds to the folder of a model that it holds: about that folder, not about the model."""
-_REBUILT = ("rotary_emb.inv_freq", "position_ids")  # buffers that old checkpoints stored and every model computes
+REBUILT = ("rotary_emb.inv_freq", "position_ids")
+"""Ends of the names of buffers that old checkpoints stored and every model computes."""
 _SHOWN = 3
 
 NameOf = Callable[[str], str]
@@ -174,7 +175,7 @@ def fill(
 
 
 def _compare(module: nn.Module, checkpoint: Checkpoint, wanted: Mapping[str, str]) -> None:
-    unexpected = {name for name in checkpoint.files.keys() - wanted.values() if not name.endswith(_REBUILT)}
+    unexpected = {name for name in checkpoint.files.keys() - wanted.values() if not name.endswith(REBUILT)}
     missing = [published for published in wanted.values() if published not in checkpoint.files]
     said = []
     if missing:

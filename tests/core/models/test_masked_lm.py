@@ -157,6 +157,37 @@ def test_a_model_without_a_head_is_refused(tmp_path):
         load_denoiser(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["bert", "modernbert", "modernvbert"])
+def test_a_config_with_fewer_layers_than_are_stored_is_refused(tmp_path, name):
+    written(tmp_path, CONFIGS[name])
+    config = json.loads((tmp_path / "config.json").read_text())
+    text = config.get("text_config", config)
+    text["num_hidden_layers"] = 1
+    if "layer_types" in text:
+        text["layer_types"] = text["layer_types"][:1]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"does not hold the tensors.*unexpected .*\.1\..* and \d+ more"):
+        load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernvbert"])
+def test_other_heads_of_the_checkpoint_are_left_out(tmp_path, name):
+    written(tmp_path, CONFIGS[name])
+    tensors = load_file(tmp_path / "model.safetensors")
+    others = {"bert.pooler.dense.weight": torch.ones(32, 32), "cls.seq_relationship.weight": torch.ones(2, 32)}
+    save_file(tensors | others, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_have_the_names_that_transformers_gives_them(tmp_path, name):
+    whole = dict(written(tmp_path, CONFIGS[name]).named_parameters())
+    model = load_denoiser(tmp_path)
+    found = {model.layout.name_of(name): p for name, p in model.named_parameters()}
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(p, whole[name]) for name, p in found.items())
+
+
 def test_a_head_that_is_no_module_is_refused(tmp_path):
     written(tmp_path, DistilBertConfig(vocab_size=512, dim=32, n_layers=1, n_heads=4, hidden_dim=48))
     with pytest.raises(InputError, match="DistilBertForMaskedLM is not a base model followed by its head"):
