@@ -108,7 +108,7 @@ def load(folder: Path, placement: Placement) -> MaskedLMDenoiser:
 
 
 def _of_other_layers(whole: nn.Module, unexpected: Iterable[str]) -> list[str]:
-    """Tensors of layers that the model does not have; those of other heads (a pooler) may be there, and are left out."""
+    """Tensors of layers that the model does not have; those of other heads (a pooler) may be there and are left out."""
     stacks = tuple(f"{name}." for name, part in whole.named_modules() if isinstance(part, nn.ModuleList))
     return [name for name in unexpected if name.startswith(stacks) and not name.endswith(REBUILT)]
 
