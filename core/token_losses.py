@@ -93,7 +93,7 @@ def chunk_rows(vocabulary: int, device: str) -> int:
 
 def _chunked(hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor, head: LinearHead) -> TokenLosses:
     weight_VD, bias_V = head.weight_VD, head.bias_V
-    device = weight_VD.device
+    home, device = hidden_ND.device, weight_VD.device  # the head may have a device of its own
     hidden_ND = hidden_ND.to(device)
     cast = torch.is_autocast_enabled(device.type)  # which does not reach into an autograd function
     loss, ce_N, correct_N = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]  # torch's
@@ -106,7 +106,7 @@ def _chunked(hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor, head: Line
         torch.get_autocast_dtype(device.type) if cast else hidden_ND.dtype,
         torch.is_grad_enabled(),
     )
-    return TokenLosses(loss=loss, ce_N=ce_N, correct_N=correct_N)
+    return TokenLosses(loss=loss.to(home), ce_N=ce_N.to(home), correct_N=correct_N.to(home))
 
 
 class _ChunkedLoss(torch.autograd.Function):

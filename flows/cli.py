@@ -15,7 +15,7 @@ from cyclopts.config import Dict
 
 from core.config import RunConfig, config_path, parse_config, read_toml
 from core.errors import ConfigError, RedraftError
-from flows.cli_data import draft, estimate, export, ingest, pair, revise, tokens
+from flows.cli_data import compose, draft, estimate, export, ingest, pair, revise, tokens
 from flows.cli_looking import lineage, report, status
 from flows.cli_options import DEFAULTS, Config, Json, Limit
 
@@ -25,7 +25,7 @@ app = App(
     version_flags=["--version"],
 )
 
-for _verb in (ingest, pair, draft, estimate, revise, export, tokens, status, report, lineage):
+for _verb in (ingest, pair, compose, draft, estimate, revise, export, tokens, status, report, lineage):
     app.command(_verb)
 _LENGTH = ("--model.response_length",)
 _SHORT = {

@@ -1,4 +1,4 @@
-"""The verbs about data: into the store, pairs made of it, and out again."""
+"""The verbs about data and models: into the store, pairs made of it, answers and their revision, and out again."""
 
 from pathlib import Path
 from typing import Annotated
@@ -90,6 +90,25 @@ def tokens(dataset: str, *, tokenizers: tuple[Path, ...], config: Config = DEFAU
     from flows.token_shares import show_token_shares
 
     return show_token_shares(config, dataset, tokenizers, json=json)
+
+
+def compose(vision: Path, decoder: Path, *, out: Path, seed: int = 0) -> int:
+    """Make one checkpoint of a vision tower and a decoder, joined by a new adapter that is still to be trained.
+
+    Parameters
+    ----------
+    vision
+        Folder of a SigLIP or SigLIP2 (of fixed resolution), Qwen2-VL or Qwen2.5-VL checkpoint.
+    decoder
+        Folder of a LLaDA or Dream checkpoint, whose tokenizer the model takes over.
+    out
+        The folder to write.
+    seed
+        Of the adapter.
+    """
+    from flows.composing import write_composition
+
+    return write_composition(vision, decoder, out, seed=seed)
 
 
 def draft(

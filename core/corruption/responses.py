@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from core.errors import InputError
-from core.models.special_tokens import end_of_turn, image_placeholder, system_turn
+from core.models.special_tokens import end_of_turn, image_placeholder, in_chat_template, system_turn
 
 _CHUNK = 4096
 _IMAGE = "\ufffc"
@@ -109,7 +109,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, *, with_image: b
         system = system_turn(tokenizer)
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": text})
-        text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        text = in_chat_template(tokenizer, messages, shown=text, answering=True)
     if placeholder is None:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(_IMAGE, 1))

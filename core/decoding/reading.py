@@ -80,7 +80,7 @@ class Looks:
     def logits(self, hidden_NW: Tensor) -> Tensor:
         """(N, D) -> (N, V)."""
         head = self.model.linear_head() if isinstance(self.model, LinearlyScoring) else None
-        if hidden_NW.device.type != "cpu" or head is None:
+        if head is None or hidden_NW.device.type != "cpu" or head.weight_VD.device != hidden_NW.device:
             return self.model.logits(hidden_NW)
         if self.spare_NV is None or len(self.spare_NV) < len(hidden_NW):
             self.spare_NV = hidden_NW.new_empty(len(hidden_NW), len(head.weight_VD))

@@ -25,12 +25,14 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _KEPT_SUFFIXES = {".json", ".py", ".txt", ".jinja"}
 _KEPT_BYTES = 2**20
 _TOKENIZER_FILES = {
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "chat_template.jinja",
+    "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
+    "sentencepiece.bpe.model",
 }  # fmt: skip
+"""Kept however large they are."""
 _STORES_OWN = {MANIFEST, CURVES_FILE}
 """What the store adds to the folder of a model that it holds: about that folder, not about the model."""
-_REBUILT = ("rotary_emb.inv_freq", "position_ids")  # buffers that old checkpoints stored and every model computes
+REBUILT = ("rotary_emb.inv_freq", "position_ids")
+"""Ends of the names of buffers that old checkpoints stored and every model computes."""
 _SHOWN = 3
 
 NameOf = Callable[[str], str]
@@ -44,8 +46,8 @@ DeviceOf = Callable[[str], torch.device]
 class Checkpoint:
     """A folder that was looked at: its config.json, and the file and shape of each tensor.
 
-    `beside` are the folder's other small files by relative path, kept so that a saved model is as complete as the
-    published one (its code among them: it is carried, never run).
+    `beside` are the folder's other small files and its tokenizer by relative path, kept so that a saved model is as
+    complete as the published one (its code among them: it is carried, never run).
     """
 
     folder: Path
@@ -128,14 +130,18 @@ def _promised(folder: Path) -> dict[str, str]:
 
 
 def _beside(folder: Path) -> dict[str, bytes]:
-    skipped = {CONFIG, INDEX} | _TOKENIZER_FILES | _STORES_OWN
+    skipped = {CONFIG, INDEX} | _STORES_OWN
     files = [path for pattern in ("*", "*/config.json") for path in sorted(folder.glob(pattern)) if path.is_file()]
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
+        name: path.read_bytes()
         for path in files
-        if path.name in ("README.md", "LICENSE") or path.suffix in _KEPT_SUFFIXES
-        if path.relative_to(folder).as_posix() not in skipped and path.stat().st_size <= _KEPT_BYTES
+        if (name := path.relative_to(folder).as_posix()) not in skipped
+        if name in _TOKENIZER_FILES or (_is_kept(path) and path.stat().st_size <= _KEPT_BYTES)
     }
+
+
+def _is_kept(path: Path) -> bool:
+    return path.name in ("README.md", "LICENSE") or path.suffix in _KEPT_SUFFIXES
 
 
 def fill(
@@ -169,7 +175,7 @@ def fill(
 
 
 def _compare(module: nn.Module, checkpoint: Checkpoint, wanted: Mapping[str, str]) -> None:
-    unexpected = {name for name in checkpoint.files.keys() - wanted.values() if not name.endswith(_REBUILT)}
+    unexpected = {name for name in checkpoint.files.keys() - wanted.values() if not name.endswith(REBUILT)}
     missing = [published for published in wanted.values() if published not in checkpoint.files]
     said = []
     if missing:
@@ -231,8 +237,7 @@ def write_checkpoint(
     shards = _shards(tensors)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, data in beside.items():
-            _replace(folder / path, data)
+        write_files(folder, beside)
         weight_map: dict[str, str] = {}
         for number, names in enumerate(shards, start=1):
             file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -250,6 +255,12 @@ def write_checkpoint(
         _replace(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     except (OSError, SafetensorError) as error:
         raise StoreError(f"checkpoint {folder} could not be written: {error}") from error
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write small files by relative path, each at once."""
+    for path, data in files.items():
+        _replace(folder / path, data)
 
 
 def _shards(tensors: Mapping[str, Tensor]) -> list[list[str]]:

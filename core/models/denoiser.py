@@ -224,9 +224,12 @@ def _is_masked_lm(model_type: str) -> bool:
 
 def save_denoiser(model: TrainableDenoiser, path: str | Path) -> None:
     """Write `model` and its tokenizer to the folder `path`, so that `load_denoiser` gives it back."""
+    from core.models.pretrained import PretrainedDenoiser
+
     with _no_progress_bars():
         model.save_pretrained(Path(path))
-    model.tokenizer.save_pretrained(Path(path))
+    if not isinstance(model, PretrainedDenoiser):  # which keeps its tokenizer's files as they were published
+        model.tokenizer.save_pretrained(Path(path))
 
 
 @contextmanager

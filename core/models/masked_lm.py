@@ -6,7 +6,7 @@ Loading and saving are transformers' own, so the layout stays what it was. Dropo
 depends on its rows alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from core.errors import ConfigError, InputError
-from core.models.checkpoint import check_values, listed, open_checkpoint
+from core.models.checkpoint import REBUILT, Checkpoint, check_values, listed, open_checkpoint, write_files
 from core.models.devices import Placement
 from core.models.key_values import Remembering
 from core.models.pretrained import Layout, PretrainedDenoiser
@@ -56,8 +56,9 @@ class MaskedLMDenoiser(PretrainedDenoiser):
         raise ConfigError("a masked language model of transformers keeps no keys and values: decode it without cache=")
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """As transformers writes this model."""
+        """As transformers writes this model, with the files that came with it."""
         self._whole[0].save_pretrained(Path(save_directory))
+        write_files(Path(save_directory), self.beside())
 
 
 def _drop_tied(model: MaskedLMDenoiser, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -75,7 +76,8 @@ def load(folder: Path, placement: Placement) -> MaskedLMDenoiser:
     """Load a masked language model, in evaluation mode.
 
     Raises:
-        InputError: tensors missing or of another shape, no mask token, or a head that cannot be told from its base.
+        InputError: tensors missing, of another shape or of layers that config.json does not have, no mask token, or a
+            head that cannot be told from its base.
     """
     checkpoint = open_checkpoint(folder)
     try:
@@ -94,13 +96,25 @@ def load(folder: Path, placement: Placement) -> MaskedLMDenoiser:
             f"{folder} does not hold the tensors that its config.json describes: missing "
             f"{listed(info['missing_keys'])}. A model without a head for masked tokens cannot be used"
         )
+    if surplus := _of_other_layers(whole, info["unexpected_keys"]):
+        raise InputError(
+            f"{folder} does not hold the tensors that its config.json describes: unexpected {listed(surplus)}. Is the "
+            "config.json its own?"
+        )
     for name, p in whole.named_parameters():
         check_values(folder, name, p)
     _no_dropout(whole)
-    return _split(whole, checkpoint.config, folder, placement)
+    return _split(whole, checkpoint, placement)
 
 
-def _split(whole: PreTrainedModel, config: Mapping[str, Any], folder: Path, placement: Placement) -> MaskedLMDenoiser:
+def _of_other_layers(whole: nn.Module, unexpected: Iterable[str]) -> list[str]:
+    """Tensors of layers that the model does not have; those of other heads (a pooler) may be there and are left out."""
+    stacks = tuple(f"{name}." for name, part in whole.named_modules() if isinstance(part, nn.ModuleList))
+    return [name for name in unexpected if name.startswith(stacks) and not name.endswith(REBUILT)]
+
+
+def _split(whole: PreTrainedModel, checkpoint: Checkpoint, placement: Placement) -> MaskedLMDenoiser:
+    folder, config = checkpoint.folder, checkpoint.config
     base: Any = whole.base_model
     head = nn.Sequential(*(part for part in whole.children() if part is not base))
     sees = hasattr(base, "vision_model")
@@ -109,18 +123,19 @@ def _split(whole: PreTrainedModel, config: Mapping[str, Any], folder: Path, plac
     tokenizer = load_tokenizer(folder)
     embedding = language.get_input_embeddings()
     set_special_tokens(tokenizer, config, vocabulary=embedding.num_embeddings, placeholder=placeholder)
+    vision = SquareVision.of(folder, base.vision_model, base.connector) if sees else None
     longest = getattr(language.config, "max_position_embeddings", None)
     model = MaskedLMDenoiser(
         whole,
         language=language,
         head=head,
-        vision=SquareVision.of(folder, base.vision_model, base.connector) if sees else None,
+        vision=vision,
         tokenizer=tokenizer,
         layout=Layout(
             encode=encode_masked,
-            name_of=lambda name: name,
+            name_of=_published_names(whole, language=language, head=head, vision=vision).__getitem__,
             config=config,
-            beside={},
+            beside=checkpoint.beside,
             max_positions=min(longest or tokenizer.model_max_length, tokenizer.model_max_length),
             placeholder=placeholder,
         ),
@@ -130,6 +145,13 @@ def _split(whole: PreTrainedModel, config: Mapping[str, Any], folder: Path, plac
     _move(model, placement)
     placement.connect(model)
     return model
+
+
+def _published_names(whole: nn.Module, **parts: nn.Module | None) -> dict[str, str]:
+    """Name of a parameter here -> its name in the whole model, whose it is."""
+    known = {id(p): name for name, p in whole.named_parameters()}
+    ours = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+    return {name: known[id(p)] for name, p in ours.named_parameters(remove_duplicate=False)}
 
 
 def _move(model: nn.Module, placement: Placement) -> None:

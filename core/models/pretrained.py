@@ -21,6 +21,7 @@ from core.models.key_values import Remembering
 from core.models.merging import Arrangement, ImageFeatures, Merged, arrange
 from core.models.prompt_attention import prefix_seen, prompt_attention_of, prompt_needed, with_prompt_attention
 from core.models.settings import PromptAttention
+from core.models.special_tokens import with_special_tokens
 from core.models.vision import Vision
 from core.token_losses import LinearHead, TokenLosses, token_losses
 
@@ -228,13 +229,17 @@ class PretrainedDenoiser(nn.Module):
         return cast(nn.Embedding, self.language.get_input_embeddings())
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write the published layout: tensor names, config.json and the files that came with the checkpoint."""
+        """Write the published layout: tensor names, config.json, tokenizer, and what else came with the checkpoint."""
         tensors = {self.layout.name_of(name): p for name, p in self.named_parameters()}
         config = with_prompt_attention(self.layout.config, self.prompt_attention)
         for key in ("torch_dtype", "dtype"):
             if key in config:
                 config[key] = str(self.dtype).removeprefix("torch.")
-        write_checkpoint(Path(save_directory), dict(sorted(tensors.items())), config, self.layout.beside)
+        write_checkpoint(Path(save_directory), dict(sorted(tensors.items())), config, self.beside())
+
+    def beside(self) -> dict[str, bytes]:
+        """The files that came with the checkpoint, its tokenizer's saying what was found about it."""
+        return with_special_tokens(self.layout.beside, self.tokenizer)
 
 
 def _checked(image: np.ndarray) -> np.ndarray:

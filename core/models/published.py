@@ -140,12 +140,23 @@ def projector(config: Mapping[str, Any], inner: int, outer: int, *, newline: boo
 
 
 def _tower_folder(checkpoint: Checkpoint) -> Path | None:
-    """Where the tower's config.json is, which LLaVA's only names: inside the checkpoint or beside it; None: nowhere."""
+    """Where the tower's config.json is, which LLaVA's only names: inside the checkpoint or beside it; None: nowhere.
+
+    The name may be a path of the author's machine: it is looked up if it is absolute, never in the working directory.
+    """
     name = str(checkpoint.config.get("mm_vision_tower") or "")
     if "siglip" not in name.lower():
         raise InputError(f"config.json: mm_vision_tower {name!r} is not supported: SigLIP and SigLIP2 are")
-    places = [checkpoint.folder / Path(name).name, checkpoint.folder / name, Path(name)]
-    return next((place for place in places if (place / CONFIG).is_file()), None)
+    path, folder = Path(name), checkpoint.folder.absolute()
+    places = [folder / path.name, folder.parent / path.name, *([path] if path.is_absolute() else [])]
+    return next((place for place in places if _has_config(place)), None)
+
+
+def _has_config(folder: Path) -> bool:
+    try:
+        return (folder / CONFIG).is_file()
+    except OSError:  # not ours to read
+        return False
 
 
 def _tower_sizes(checkpoint: Checkpoint, folder: Path | None) -> Mapping[str, Any]:
@@ -158,6 +169,6 @@ def _tower_sizes(checkpoint: Checkpoint, folder: Path | None) -> Mapping[str, An
     if "so400m-patch14-384" not in name:
         raise InputError(
             f"the sizes of the vision tower {name!r} are not in the checkpoint: put the tower's config.json into "
-            f"{checkpoint.folder / Path(name).name}"
+            f"{checkpoint.folder / Path(name).name}, or beside the checkpoint"
         )
     return _SO400M

@@ -4,9 +4,10 @@ Nothing is hard-coded: they are read from config.json and the tokenizer, and wri
 with the model: whoever loads it later needs nothing else.
 """
 
+import json
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError
 
@@ -17,7 +18,11 @@ if TYPE_CHECKING:  # importing transformers takes seconds, which the reference e
 
 _MASK_NAME = re.compile(r"(^|[^0-9a-z])mask[^0-9a-z]*$", re.IGNORECASE)
 _PLACEHOLDER_KEY, _TURN_KEY, _SYSTEM_KEY = "image_placeholder_id", "end_of_turn_id", "system_turn"
-_ANSWER = "\ufffc"
+_OWN_KEYS = (_PLACEHOLDER_KEY, _TURN_KEY, _SYSTEM_KEY)
+"""What tokenizer_config.json says of a tokenizer here, and transformers has no word for."""
+_QUESTION, _ANSWER = "What is this?", "\ufffc"
+_TOKEN_KEYS = ("mask_token", "eos_token", "pad_token")
+_TOKENIZER_CONFIG, _LEGACY_MAP = "tokenizer_config.json", "special_tokens_map.json"
 
 LLAVA_PLACEHOLDER = -200
 """What LLaVA's code puts where an image goes: no token of any vocabulary, and no key of its config.json."""
@@ -64,6 +69,43 @@ def set_special_tokens(
         tokenizer.init_kwargs[_TURN_KEY] = turn
 
 
+def with_special_tokens(files: Mapping[str, bytes], tokenizer: "PreTrainedTokenizerBase") -> dict[str, bytes]:
+    """The published files of a tokenizer, which say what `set_special_tokens` found; all else is left as it was.
+
+    transformers would write them in the form of its own version, which older ones, and the published code, cannot read.
+    """
+    tokens = {key: str(token) for key, token in tokenizer.special_tokens_map.items() if key in _TOKEN_KEYS}
+    own = {key: tokenizer.init_kwargs[key] for key in _OWN_KEYS if key in tokenizer.init_kwargs}
+    changed = {_TOKENIZER_CONFIG: _with(files.get(_TOKENIZER_CONFIG), tokens | own)}
+    if _LEGACY_MAP in files:  # decides about what it names, if tokenizer_config.json lists no added tokens
+        named = tokens.keys() & _parsed(files[_LEGACY_MAP]).keys()
+        changed[_LEGACY_MAP] = _with(files[_LEGACY_MAP], {key: tokens[key] for key in named})
+    return {**files, **changed}
+
+
+def _with(published: bytes | None, said: Mapping[str, Any]) -> bytes:
+    """A JSON file that says this; the same bytes if it did before."""
+    config = _parsed(published or b"{}")
+    new = {key: value for key, value in said.items() if _content(config.get(key)) != value}
+    if published is not None and not new:
+        return published
+    return (json.dumps(config | new, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    """Empty if it is no JSON: transformers does not read all of a tokenizer's files."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _content(token: Any) -> Any:
+    """The text of a token, which may be written with the way it is to be split."""
+    return token["content"] if isinstance(token, dict) and "content" in token else token
+
+
 def _called_mask(tokenizer: "PreTrainedTokenizerBase") -> int:
     named = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if _MASK_NAME.search(str(token))}
     if len(named) != 1:
@@ -91,15 +133,45 @@ def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """The special token that the chat template writes right after an answer, as `<|eot_id|>`; None without one."""
     if not tokenizer.chat_template:
         return None
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except (TemplateError, TypeError, ValueError) as error:
-        raise InputError(f"the tokenizer's chat template cannot be applied: {error}") from error
+    turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+    text = in_chat_template(tokenizer, turns, shown=_QUESTION)
     after = text.partition(_ANSWER)[2].lstrip()
     special = {str(token): token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     written = [token for token in special if after.startswith(token)]
     return special[max(written, key=len)] if written else None
+
+
+def in_chat_template(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, str]], *, shown: str, answering: bool = False
+) -> str:
+    """What the tokenizer's chat template makes of messages.
+
+    A processor's template (ModernVBert's, SmolVLM's) takes a content in parts, and passes over one that is a text.
+
+    Args:
+        tokenizer: has a chat template.
+        messages: each a role and a content.
+        shown: the text that must not be passed over.
+        answering: whether the start of an answer follows.
+
+    Raises:
+        InputError: the template cannot be applied, or leaves the text out.
+    """
+    parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+    failed: Exception | None = None
+    for conversation in (list(messages), parts):
+        try:
+            made: Any = tokenizer.apply_chat_template(
+                cast(Any, conversation), add_generation_prompt=answering, tokenize=False
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            failed = failed or error
+            continue
+        if shown.strip() in str(made):  # many templates trim
+            return str(made)
+    if failed is not None:
+        raise InputError(f"the tokenizer's chat template cannot be applied: {failed}") from failed
+    raise InputError(f"the tokenizer's chat template leaves out what it is given: {shown[:80]!r}")
 
 
 def _token(tokenizer: "PreTrainedTokenizerBase", token_id: int, key: str) -> str:

@@ -116,9 +116,13 @@ class SquareVision(nn.Module):
 
     @classmethod
     def of(cls, folder: Path, tower: PreTrainedModel, adapter: nn.Module) -> Self:
-        """Normalisation as preprocessor_config.json says, else to [-1, 1]."""
-        path = folder / "preprocessor_config.json"
-        said = json.loads(path.read_text()) if path.is_file() else {}
+        """Normalisation as preprocessor_config.json says, or processor_config.json without it; else to [-1, 1]."""
+        alone, within = folder / "preprocessor_config.json", folder / "processor_config.json"
+        said = {}
+        if alone.is_file():
+            said = json.loads(alone.read_text())
+        elif within.is_file():
+            said = json.loads(within.read_text()).get("image_processor") or {}
         half = [0.5, 0.5, 0.5]
         return cls(tower, adapter, said.get("image_mean", half), said.get("image_std", half))
 

@@ -1,5 +1,6 @@
 """Drafts of a model that has images inside its text: the published LLaDA-V layout, with random weights."""
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -89,6 +90,18 @@ def test_an_images_positions_are_told_from_its_size(folder):
         image = np.zeros((size[1], size[0], 3), dtype=np.uint8)
         features = model.image_features(model.pixels([image]))
         assert features.lengths == (model.image_positions(*size),)
+
+
+def test_a_prompt_that_is_too_long_for_a_model_without_eyes_is_rejected_too(tmp_path):
+    folder = published(tmp_path, "llada_tiny", max_sequence_length=100)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["model_max_length"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    model = load_denoiser(folder)
+    assert model.tokenizer.model_max_length > 10**9
+    found = drafted(model, rows([None] * 3, ["Hi.", "x" * 95, "x"]), settings=SETTINGS[:1])
+    assert found.drafts["sample_id"].to_list() == ["s0", "s2"]
+    assert found.rejects.select("row_id", "reason").rows() == [("s1/r0/2 refine", "prompt_too_long")]
 
 
 def test_a_prompt_that_is_too_long_with_its_image_is_rejected_before_a_forward(folder):

@@ -37,6 +37,7 @@ def test_help_names_every_verb(tmp_path):
         "run",
         "ingest",
         "pair",
+        "compose",
         "draft",
         "export",
         "tokens",

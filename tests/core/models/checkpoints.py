@@ -20,6 +20,14 @@ CHAT = (
     "{{ m['content'] }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
+PARTS_CHAT = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<|eot_id|>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""As SmolVLM's: a content is a list of parts, and a text is none."""
 
 
 def published(tmp_path: Path, name: str, *, learned_from: Sequence[str] = (), **config: object) -> Path:
@@ -71,6 +79,28 @@ def _tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
         chat_template=CHAT,
         model_max_length=1024,
     )
+
+
+def as_transformers_4(folder: Path, **keys: object) -> dict[str, object]:
+    """Write tokenizer_config.json as version 4 did, with the chat template inside; what it says is returned."""
+    (folder / "chat_template.jinja").unlink()
+    added = {
+        str(index): {"content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
+                     "special": True}
+        for index, token in SPECIAL.items()
+    }  # fmt: skip
+    config = {
+        "added_tokens_decoder": added,
+        "bos_token": SPECIAL[490],
+        "chat_template": CHAT,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": SPECIAL[491],
+        "model_max_length": 1024,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **keys,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return config
 
 
 @cache

@@ -82,6 +82,20 @@ def test_modernvbert_sees_its_images_where_their_placeholder_stands(tmp_path):
     assert torch.allclose(found, torch.cat([expected[:, :3], expected[:, 6:]], dim=1), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
+def test_the_normalisation_of_images_is_the_checkpoints_and_goes_with_a_saved_model(tmp_path, name):
+    written(tmp_path / "a", CONFIGS["modernvbert"])
+    said = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+    (tmp_path / "a" / name).write_text(json.dumps({"image_processor": said} if name.startswith("proc") else said))
+    model = load_denoiser(tmp_path / "a")
+    images = list(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8))
+    expected = (np.stack(images) / 255 - said["image_mean"]) / said["image_std"]
+    assert np.allclose(model.pixels(images), expected.transpose(0, 3, 1, 2), atol=1e-6)
+    save_denoiser(model, tmp_path / "b")
+    assert torch.equal(load_denoiser(tmp_path / "b").pixels(images), model.pixels(images))
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {path.name for path in (tmp_path / "a").iterdir()}
+
+
 @pytest.mark.parametrize("name", ["bert", "modernvbert"])
 @torch.no_grad()
 def test_saving_and_loading_gives_equal_logits_and_names(tmp_path, name):
@@ -141,6 +155,37 @@ def test_a_model_without_a_head_is_refused(tmp_path):
               metadata={"format": "pt"})  # fmt: skip
     with pytest.raises(InputError, match=r"missing cls\.predictions.*without a head for masked tokens"):
         load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert", "modernvbert"])
+def test_a_config_with_fewer_layers_than_are_stored_is_refused(tmp_path, name):
+    written(tmp_path, CONFIGS[name])
+    config = json.loads((tmp_path / "config.json").read_text())
+    text = config.get("text_config", config)
+    text["num_hidden_layers"] = 1
+    if "layer_types" in text:
+        text["layer_types"] = text["layer_types"][:1]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"does not hold the tensors.*unexpected .*\.1\..* and \d+ more"):
+        load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernvbert"])
+def test_other_heads_of_the_checkpoint_are_left_out(tmp_path, name):
+    written(tmp_path, CONFIGS[name])
+    tensors = load_file(tmp_path / "model.safetensors")
+    others = {"bert.pooler.dense.weight": torch.ones(32, 32), "cls.seq_relationship.weight": torch.ones(2, 32)}
+    save_file(tensors | others, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_have_the_names_that_transformers_gives_them(tmp_path, name):
+    whole = dict(written(tmp_path, CONFIGS[name]).named_parameters())
+    model = load_denoiser(tmp_path)
+    found = {model.layout.name_of(name): p for name, p in model.named_parameters()}
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(p, whole[name]) for name, p in found.items())
 
 
 def test_a_head_that_is_no_module_is_refused(tmp_path):

@@ -269,19 +269,34 @@ def test_a_head_that_shares_the_embedding_is_stored_once(tmp_path, name, key, he
     assert stored(tmp_path / "saved").keys() == tensors.keys() == {*map(model.layout.name_of, model.state_dict())}
 
 
-def test_a_tower_that_lies_next_to_its_checkpoint_goes_with_the_saved_model(tmp_path, monkeypatch):
-    folder = published(tmp_path, "llada_v_tiny", mm_vision_tower="eyes/siglip-tiny")
-    (folder / "siglip-tiny-patch14-56").rename(tmp_path / "aside")
-    (tmp_path / "eyes").mkdir()
-    (tmp_path / "aside").rename(tmp_path / "eyes" / "siglip-tiny")
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_tower_that_lies_elsewhere_goes_with_the_saved_model(tmp_path, absolute):
+    place = tmp_path / ("away" if absolute else "") / "siglip-tiny"
+    folder = published(tmp_path, "llada_v_tiny", mm_vision_tower=str(place) if absolute else "google/siglip-tiny")
+    place.parent.mkdir(exist_ok=True)
+    (folder / "siglip-tiny-patch14-56").rename(place)
     model = load_denoiser(folder)
-    save_denoiser(model, tmp_path / "saved")
     (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    again = load_denoiser(tmp_path / "saved")
+    save_denoiser(model, tmp_path / "elsewhere/saved")
+    place.rename(tmp_path / "gone")
+    again = load_denoiser(tmp_path / "elsewhere/saved")
     assert again.state_dict().keys() == model.state_dict().keys()
     assert again.image_positions(90, 50) == model.image_positions(90, 50)
+    with pytest.raises(InputError, match="the sizes of the vision tower"):
+        load_denoiser(folder)
+
+
+def test_a_tower_is_not_looked_for_in_the_working_directory(tmp_path, monkeypatch):
+    folder = published(tmp_path, "llada_v_tiny", mm_vision_tower="google/siglip-tiny")
+    (tmp_path / "work/google").mkdir(parents=True)
+    (folder / "siglip-tiny-patch14-56").rename(tmp_path / "work/google/siglip-tiny")
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(InputError, match=r"the sizes of the vision tower.*llada_v_tiny/siglip-tiny, or beside"):
+        load_denoiser(folder)
+
+
+def test_a_path_of_the_author_that_cannot_be_looked_at_is_none(tmp_path):
+    folder = published(tmp_path, "llada_v_tiny", mm_vision_tower=f"/{'x' * 300}/siglip-tiny")
     with pytest.raises(InputError, match="the sizes of the vision tower"):
         load_denoiser(folder)
 
@@ -332,13 +347,11 @@ def test_loading_never_holds_a_second_copy_of_the_weights(tmp_path):
     assert peak_memory() - before < 1.3 * weights
 
 
-def test_parts_on_other_devices_pass_their_tensors_on(tmp_path):
-    folder = published(tmp_path, "llada_v_tiny")
-    model = load_denoiser(
-        folder, devices={"vision": "meta", "language.layers.1": "meta", "language.norm": "meta", "head": "meta"}
-    )
-    found = logits(model, tensor(golden("llada_v_tiny")["text/input_ids"]))
-    assert found.device.type == "meta"
+def test_parts_are_loaded_to_the_devices_they_belong_on(tmp_path):
+    away = {"vision": "meta", "language.layers.1": "meta", "language.norm": "meta", "head": "meta"}
+    model = load_denoiser(published(tmp_path, "llada_v_tiny"), devices=away)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        assert tensor.is_meta is any(name.startswith(f"{part}.") for part in away), name
     assert model.device.type == "cpu"
     assert model.image_features(model.pixels([image("tall_50x90")])).values_FD.device.type == "meta"
 

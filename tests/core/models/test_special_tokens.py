@@ -5,12 +5,15 @@ import pytest
 from core.alignment import DraftTokens, align
 from core.corruption.responses import encode_responses, prompt_ids
 from core.errors import InputError
+from core.models import checkpoint
 from core.models.denoiser import load_denoiser, save_denoiser
 from core.models.special_tokens import end_of_turn, image_placeholder, set_system_turn, system_turn
 from core.models.text import decode_response
 from core.models.tokenizer import load_tokenizer
 from core.rediff import TextCodec
-from tests.core.models.checkpoints import SPECIAL, byte_tokenizer, published
+from tests.core.models.checkpoints import PARTS_CHAT, SPECIAL, as_transformers_4, byte_tokenizer, published
+
+WEIGHTS_AND_CONFIG = ("model.safetensors", "config.json", "siglip-tiny-patch14-56")
 
 
 def test_the_mask_is_what_config_json_says(tmp_path):
@@ -30,6 +33,46 @@ def test_what_was_found_is_saved_with_the_tokenizer(tmp_path, name):
     tokenizer = load_tokenizer(tmp_path / "saved")
     assert [tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id] == [500, 491, 491]
     assert image_placeholder(tokenizer) == (-200 if name == "llada_v_tiny" else None)
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in WEIGHTS_AND_CONFIG}
+
+
+@pytest.mark.parametrize("name", ["llada_tiny", "llada_v_tiny"])
+def test_a_tokenizer_that_was_written_by_transformers_4_stays_as_it_was(tmp_path, name):
+    """The published code runs with version 4, which knows neither the class nor the template's file of version 5."""
+    folder = published(tmp_path, name)
+    config = as_transformers_4(folder)
+    model = load_denoiser(folder)
+    save_denoiser(model, tmp_path / "saved")
+    written = json.loads((tmp_path / "saved/tokenizer_config.json").read_text())
+    ours = {"mask_token": "<|mdm_mask|>", "pad_token": "<|endoftext|>", "end_of_turn_id": 494}
+    assert written == config | ours | ({"image_placeholder_id": -200} if name == "llada_v_tiny" else {})
+    assert {**files(folder), "tokenizer_config.json": b""} == {
+        **files(tmp_path / "saved"),
+        "tokenizer_config.json": b"",
+    }
+    again = load_denoiser(tmp_path / "saved")
+    save_denoiser(again, tmp_path / "again")
+    assert files(tmp_path / "again") == files(tmp_path / "saved")
+    for tokenizer in (again.tokenizer, load_tokenizer(tmp_path / "again")):
+        assert tokenizer.special_tokens_map == model.tokenizer.special_tokens_map
+        assert (end_of_turn(tokenizer), image_placeholder(tokenizer)) == (494, model.layout.placeholder)
+        assert prompt_ids(tokenizer, "Hi") == prompt_ids(model.tokenizer, "Hi")
+
+
+def test_an_old_list_of_special_tokens_does_not_gainsay_what_config_json_says(tmp_path):
+    folder = published(tmp_path, "llada_tiny", mask_token_id=494)
+    as_transformers_4(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["added_tokens_decoder"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    named = {"eos_token": "<|endoftext|>", "mask_token": {"content": "<|mdm_mask|>", "lstrip": False}}
+    (folder / "special_tokens_map.json").write_text(json.dumps(named))
+    save_denoiser(load_denoiser(folder), tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").mask_token_id == 494
+    assert json.loads((tmp_path / "saved/special_tokens_map.json").read_text()) == named | {"mask_token": "<|eot_id|>"}
 
 
 def test_the_placeholder_is_what_config_json_says_or_llavas(tmp_path):
@@ -111,9 +154,8 @@ def test_a_chat_template_that_cannot_be_applied_is_refused(tmp_path):
         load_denoiser(folder)
 
 
-def test_dreams_tokenizer_is_read_without_its_code(tmp_path):
-    """Dream publishes vocab.json, merges.txt and a class of its own that transformers does not have."""
-    folder = published(tmp_path, "dream_tiny")
+def dreams(folder):
+    """Give a checkpoint the tokenizer that Dream publishes."""
     vocabulary = {token: index for token, index in byte_tokenizer().get_vocab().items() if index < 256}
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
@@ -132,7 +174,51 @@ def test_dreams_tokenizer_is_read_without_its_code(tmp_path):
         "mask_token": "<|mask|>",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "tokenization_dream.py").write_text("raise SystemExit")
+    (folder / "chat_template.jinja").unlink()
+
+
+def test_a_chat_template_that_takes_a_content_in_parts_gets_it_so(tmp_path):
+    folder = published(tmp_path, "llada_v_tiny")
+    (folder / "chat_template.jinja").write_text(PARTS_CHAT)
+    tokenizer = load_denoiser(folder).tokenizer
+    assert end_of_turn(tokenizer) == 494
+    assert tokenizer.decode(prompt_ids(tokenizer, " Hi")) == f"User:  Hi{SPECIAL[494]}\nAssistant:"
+    ids = prompt_ids(tokenizer, "Hi", with_image=True)
+    before, after = ids[: ids.index(-200)], ids[ids.index(-200) + 1 :]
+    assert (tokenizer.decode(before), tokenizer.decode(after)) == ("User: ", f"\nHi{SPECIAL[494]}\nAssistant:")
+
+
+def test_a_chat_template_may_trim(tmp_path):
+    folder = published(tmp_path, "llada_tiny")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}[{{ m['content'] | trim }}]{% endfor %}")
+    tokenizer = load_denoiser(folder).tokenizer
+    assert tokenizer.decode(prompt_ids(tokenizer, " Hi\n")) == "[Hi]"
+
+
+def test_a_chat_template_that_leaves_the_text_out_is_refused(tmp_path):
+    folder = published(tmp_path, "llada_tiny")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['role'] }}{% endfor %}")
+    with pytest.raises(InputError, match="chat template leaves out what it is given: 'What is this"):
+        load_denoiser(folder)
+
+
+def test_dreams_tokenizer_is_read_without_its_code(tmp_path):
+    """Dream publishes vocab.json, merges.txt and a class of its own that transformers does not have."""
+    folder = published(tmp_path, "dream_tiny")
+    dreams(folder)
     tokenizer = load_tokenizer(folder)
     assert (tokenizer.eos_token_id, tokenizer.mask_token_id) == (256, 257)
     assert tokenizer("Hi <|mask|>")["input_ids"][-1] == 257
     assert tokenizer.decode(tokenizer("a ring, été")["input_ids"]) == "a ring, été"
+
+
+def test_dreams_tokenizer_goes_with_a_saved_model_whatever_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_KEPT_BYTES", 1000)
+    folder = published(tmp_path, "dream_tiny", mask_token_id=257, eos_token_id=256)
+    dreams(folder)
+    model = load_denoiser(folder)
+    save_denoiser(model, tmp_path / "saved")
+    assert (folder / "vocab.json").stat().st_size > 1000
+    assert files(tmp_path / "saved") == files(folder), "it says all by itself"
+    assert load_tokenizer(tmp_path / "saved").get_vocab() == model.tokenizer.get_vocab()

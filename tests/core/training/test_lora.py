@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from peft import PeftModel
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForMaskedLM, LlamaForCausalLM
 
 from core.errors import ConfigError
 from core.models.denoiser import load_denoiser, save_denoiser
@@ -13,6 +13,7 @@ from core.training.loop import train
 from core.training.lora import Adapters
 from core.training.settings import LoraSettings, TrainSettings
 from tests.core.models.checkpoints import published
+from tests.core.models.test_masked_lm import CONFIGS, some_ids, written
 from tests.core.training.trainings import Cut, batches_of, same_bits, weights
 
 LORA = LoraSettings(rank=4, alpha=8.0)
@@ -85,6 +86,24 @@ def test_the_written_adapter_fits_the_published_names(folder, tmp_path):
     for name, p in merged.model.named_parameters():
         torch.testing.assert_close(p, model.language.get_parameter(name), rtol=1e-5, atol=1e-6)
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 4
+
+
+@torch.no_grad()
+def test_the_written_adapter_of_a_bert_fits_transformers_own(tmp_path):
+    written(tmp_path / "bert", CONFIGS["bert"])
+    model = load_denoiser(tmp_path / "bert")
+    adapters = Adapters(model, LORA, seed=0)
+    for layer in adapters.layers().values():
+        layer.lora_B["default"].weight.normal_()
+    adapters.merge().save(tmp_path)
+    ids_BL = some_ids()
+    merged = model.logits(model.hidden(ids_BL, valid_BL=ids_BL > 0, features_BND=None))
+    whole = AutoModelForMaskedLM.from_pretrained(tmp_path / "bert")
+    whole.train(False)
+    before = whole(input_ids=ids_BL).logits
+    adapted = PeftModel.from_pretrained(whole, tmp_path / "adapter")
+    torch.testing.assert_close(adapted(input_ids=ids_BL).logits, merged, rtol=1e-4, atol=1e-5)
+    assert (before - merged).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

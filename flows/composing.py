@@ -1,0 +1,21 @@
+"""The verb `compose`: a vision tower and a decoder become one checkpoint."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from core.errors import ConfigError
+from core.models.compose import compose
+from core.models.denoiser import save_denoiser
+from core.models.devices import Placement
+
+
+def write_composition(vision: Path, decoder: Path, out: Path, *, seed: int) -> int:
+    """Write the folder `out`. Raises ConfigError if it holds something, InputError if the two cannot be composed."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists already: give another name, or delete it first")
+    save_denoiser(compose(vision, decoder, seed=seed, placement=Placement()), out)
+    said = f"wrote {out}: its adapter knows nothing yet, train it with --model.checkpoint {out}"
+    Console(stderr=True).print(Text(said), soft_wrap=True)
+    return 0
