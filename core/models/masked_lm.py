@@ -156,15 +156,11 @@ def _mask(config: Any, embeddings_BTD: Tensor, seen_BT: Tensor) -> Any:
     """As the encoder takes it. Given `seen_BT`, it would ask the device in every forward whether there is padding."""
     if config.model_type not in _TAKES_ITS_MASK or config._attn_implementation != "sdpa":
         return seen_BT
-    known: dict[str, Any] = {
-        "inputs_embeds": embeddings_BTD,
-        "attention_mask": seen_BT,
-        "allow_is_bidirectional_skip": False,
-    }
-    full = create_bidirectional_mask(config, **known)
+    full = create_bidirectional_mask(config, embeddings_BTD, seen_BT, allow_is_bidirectional_skip=False)
     if config.model_type != "modernbert":
         return full
-    return {"full_attention": full, "sliding_attention": create_bidirectional_sliding_window_mask(config, **known)}
+    near = create_bidirectional_sliding_window_mask(config, embeddings_BTD, seen_BT, allow_is_bidirectional_skip=False)
+    return {"full_attention": full, "sliding_attention": near}
 
 
 @torch.no_grad()

@@ -110,20 +110,17 @@ class Merged:
 class Arrangement:
     """Where the texts and images of some rows go; it holds for any tokens in the place of the texts' own.
 
-    texts: what is known of the texts. width: T. valid_BT, place_BL: see `Merged`. slots: None if there are no images.
+    texts: what it is made from. is_image_BL: the placeholders. width: T. valid_BT, place_BL: see `Merged`. slots: None
+    if there are no images.
     """
 
     texts: "_Texts"
+    is_image_BL: Tensor
     features: ImageFeatures | None
     width: int
     valid_BT: Tensor | None
     place_BL: Tensor
     slots: "_Slots | None" = None
-
-    @property
-    def is_image_BL(self) -> Tensor:
-        """Where the texts have a placeholder."""
-        return self.texts.is_image_BL
 
     def select(self, rows: Rows) -> "Arrangement":
         """The arrangement of some rows, no wider than they need; the host waits for nothing."""
@@ -218,6 +215,7 @@ def _arranged(texts: _Texts, features: ImageFeatures | None) -> Arrangement:
     if features is None or not any(features.rows):
         return Arrangement(
             texts=texts,
+            is_image_BL=texts.is_image_BL,
             features=features,
             width=length,
             valid_BT=None if sum(texts.valid) == b * length else texts.valid_BL,
@@ -239,6 +237,7 @@ def _arranged(texts: _Texts, features: ImageFeatures | None) -> Arrangement:
     full = sum(texts.valid) + sum(more) == b * width
     return Arrangement(
         texts=texts,
+        is_image_BL=texts.is_image_BL,
         features=features,
         width=width,
         valid_BT=None if full else valid_T[:-1].view(b, width),
