@@ -1,5 +1,7 @@
 """A step waits for the device at most once: every wait leaves it idle until the next kernels are sent."""
 
+import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from core.decoding import loop
 from core.decoding.reading import Reader
@@ -16,6 +19,7 @@ from core.decoding.state import Canvas
 from core.decoding.strategies import strategies
 from core.models.denoiser import load_denoiser
 from core.models.rows import Rows
+from tests.core.decoding.test_caching import features_for, scene_model
 from tests.core.decoding.tiny import TinyDenoiser, random_prompts
 from tests.core.models.checkpoints import published
 from tests.core.models.test_masked_lm import CONFIGS, written
@@ -35,10 +39,11 @@ EARLY = [
     "3+2 refine stop=w01",
 ]
 
-KEPT = [("bert", ""), ("modernbert", "")] + [
-    (checkpoint, kept)
-    for checkpoint in ("llada_tiny", "llada_v_tiny")
-    for kept in ("", " cache=dual refresh=3", "prefix attention")
+KEEPING = ("", " cache=dual refresh=3", "prefix attention")
+KEPT = [
+    ("bert", ""),
+    ("modernbert", ""),
+    *((checkpoint, kept) for checkpoint in ("llada_tiny", "llada_v_tiny") for kept in KEEPING),
 ]
 
 
@@ -144,6 +149,38 @@ def test_a_published_model_adds_no_wait(
     assert max(waits) <= (name in EARLY)
 
 
+class Sent(TorchDispatchMode):
+    """Fails where a tensor is brought from the CPU to another device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **kwargs or {})
+        if func.overloadpacket.__name__ in ("_to_copy", "copy_", "index"):
+            assert len({one.device for one in [made, *tree_leaves(args)] if isinstance(one, Tensor)}) == 1, func
+        return made
+
+
+@pytest.mark.parametrize("attention", ["full", "prefix"])
+@torch.inference_mode()
+def test_the_scene_model_asks_and_sends_nothing(attention: Any) -> None:
+    """On a device whose tensors cannot be read; on a CPU, where asking costs nothing, it asks."""
+    model = scene_model().to("meta")
+    model.attend(attention)
+    canvas = strategies(DecodeSettings(), model).canvas(model, [[5] * 4, [6] * 9], response_length=20)
+    features = torch.zeros(2, model.config.regions, 32, device="meta")
+    known = {"valid_BL": canvas.valid_BL, "features_BND": features, "prompt_BL": canvas.prompt()}
+    rows = Rows(numbers=(1,), index_K=torch.ones(1, dtype=torch.int64, device="meta"))
+    with Sent():
+        model.hidden(canvas.ids_BL, **known)
+        memory = model.remembering()
+        if attention == "full":
+            _, kept = memory.remember(canvas.ids_BL, **known)
+        else:
+            kept = memory.remember_prompt(canvas.ids_BL, **known, response_length=20)
+        part = canvas.select(rows.index_K)
+        memory.reread(part.ids_BL, kept.select(rows), offset_B=part.offset_B, begin=0, end=20)
+        kept.restore()
+
+
 class Guarded:
     """Forbids waiting from the first forward to the last, after which the result is read."""
 
@@ -167,6 +204,44 @@ class Guarded:
 
     def select(self, rows: Rows) -> "Guarded":
         raise AssertionError(rows)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("checkpoint", "kept"), [*KEPT, *(("scene", kept) for kept in KEEPING)])
+@pytest.mark.parametrize("name", [*EXACT, *EARLY])
+def test_a_step_waits_at_most_once_on_a_gpu(
+    published_models: dict[str, Any], checkpoint: str, name: str, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA says itself when it makes the host wait; before that, whatever is set up once is set up."""
+    model = copy.deepcopy(scene_model() if checkpoint == "scene" else published_models[checkpoint]).to("cuda")
+    model.attend("prefix" if "attention" in kept else "full")
+    word = "w1" if checkpoint == "scene" else "A"
+    asked = name.replace("w01", word).replace("w02", "w2" if checkpoint == "scene" else "B")
+    asked += kept.replace("prefix attention", "")
+    found: list[int] = []
+    step = loop._Run.step
+
+    def stepped(run: Any, planned: Any) -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                step(run, planned)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        found.append(sum("called a synchronizing CUDA operation" in str(one.message) for one in caught))
+
+    for _ in range(2):
+        found.clear()
+        prompts = random_prompts((4, 6, 3)) if checkpoint == "scene" else prompts_for(model, (4, 6, 3))
+        features = features_for(model) if checkpoint == "scene" else images_for(model, 3)
+        chosen = strategies(DecodeSettings.parse(asked), model)
+        canvas = chosen.canvas(model, prompts, response_length=20, streams=range(3))
+        reader = chosen.reader(model, features, response_length=20)
+        with monkeypatch.context() as patch:
+            patch.setattr(loop._Run, "step", stepped)
+            chosen.decode(reader, canvas, response_length=20)
+    assert max(found) <= (name in EARLY)
 
 
 @pytest.mark.gpu
