@@ -11,11 +11,12 @@ from typing import Literal, Self
 
 from torch import Tensor
 
-from core.decoding.reading import Looks, Reader, Whole
+from core.decoding.reading import Looks, Whole
 from core.decoding.state import Canvas, Step
 from core.errors import ConfigError
 from core.models.denoiser import Denoiser, Features
 from core.models.key_values import KeyValues, Remembering, RememberingDenoiser
+from core.models.rows import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Keeping:
     cache: Literal["none", "prefix", "dual"] = "none"
     refresh: int = 1
 
-    def reader(self, model: Denoiser, features_BND: Features | None, *, response_length: int) -> Reader:
+    def reader(self, model: Denoiser, features_BND: Features | None, *, response_length: int) -> Looks:
         """For these images' rows. Raises ConfigError if the model cannot keep keys and values, and has to."""
         blind = model.prompt_attention == "prefix"
         if self.cache == "none" and not blind:
@@ -61,7 +62,7 @@ class StaleCache(Looks):
     """Full attention, approximately: between two readings of everything, positions out of scope stay as they were.
 
     last: the step of the newest reading; newest: the newest step. A row's tokens do not depend on the batch: `known`
-    follows the rows.
+    goes with the rows, and is nowhere else.
     """
 
     memory: Remembering
@@ -73,7 +74,6 @@ class StaleCache(Looks):
 
     def hidden(self, canvas: Canvas, step: Step, asked_N: Tensor) -> Tensor:
         """(N, D)."""
-        self.arrange(canvas)
         self.newest = step
         if self.known is not None and not self.keeping.is_due(step, self.last):
             begin, end = self.keeping.tokens(step, self.response_length)
@@ -88,35 +88,58 @@ class StaleCache(Looks):
         """After a reading of everything: until then, what is kept may be of other tokens than the row's."""
         return self.last is self.newest
 
-    def select(self, rows: Tensor) -> Self:
-        """Those rows' images, and what is known of the rows."""
-        known = None if self.known is None else self.known.select(rows)
-        return replace(super().select(rows), known=known)
+    def select(self, rows: Rows) -> Self:
+        """Those rows' images, and what is known of them. The next block reads everything again."""
+        known, self.known = self.known, None
+        return replace(super().select(rows), known=None if known is None else known.select(rows))
 
 
 @dataclass(kw_only=True)
 class PromptCache(StaleCache):
     """Prefix attention: the prompt is read in the first step and never again, and everything else is the response.
 
-    Exact, unless a part of the response is kept, too.
+    Exact, unless a part of the response is kept, too. is_lent: rows that stayed had the use of `known`.
     """
 
+    is_lent: bool = False
+
     def repeats(self) -> bool:
-        """In an extra step, which runs the whole response, or after that was done."""
-        return super().repeats() or (self.newest is not None and self.newest.extra)
+        """After a look that ran the whole response: with a suffix, not every extra step does."""
+        return self.newest is not None and self._tokens(self.newest) == (0, self.response_length)
 
     def hidden(self, canvas: Canvas, step: Step, asked_N: Tensor) -> Tensor:
         """(N, D)."""
+        known = self._known(canvas)
         self.newest = step
-        if self.known is None:
-            self.known = self.memory.remember_prompt(
-                canvas.ids_BL, valid_BL=canvas.valid_BL, features_BND=self.features_BND, prompt_BL=canvas.prompt()
-            )
         if self.keeping.is_due(step, self.last):
             self.last = step
-            return _some(self.memory, self.known, canvas, asked_N, 0, self.response_length)
-        begin, end = self.keeping.tokens(step, self.response_length)
-        return _some(self.memory, self.known, canvas, asked_N, begin, end)
+        return _some(self.memory, known, canvas, asked_N, *self._tokens(step))
+
+    def _tokens(self, step: Step) -> tuple[int, int]:
+        """See `Keeping.tokens`; all of them if that is due in this step."""
+        return (0, self.response_length) if step is self.last else self.keeping.tokens(step, self.response_length)
+
+    def _known(self, canvas: Canvas) -> KeyValues:
+        if self.known is None:
+            self.known = self.memory.remember_prompt(
+                canvas.ids_BL,
+                valid_BL=canvas.valid_BL,
+                features_BND=self.features_BND,
+                prompt_BL=canvas.prompt(),
+                response_length=self.response_length,
+            )
+            self.features_BND = None  # never looked at again
+        elif self.is_lent:
+            self.known.restore()
+            self.is_lent = False
+        return self.known
+
+    def select(self, rows: Rows) -> Self:
+        """What is known of those rows; this reader has it back when the next block begins."""
+        if self.known is None:
+            return super().select(rows)
+        self.is_lent = True
+        return replace(self, known=self.known.select(rows), is_lent=False)
 
 
 def _some(memory: Remembering, known: KeyValues, canvas: Canvas, asked_N: Tensor, begin: int, end: int) -> Tensor:

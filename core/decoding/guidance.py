@@ -1,6 +1,6 @@
 """Classifier-free guidance: a second look that does not see the prompt.
 
-Shapes: B rows, L tokens, N positions that are asked for, D hidden size, F image features.
+Shapes: B rows, L tokens, N positions that are asked for, D hidden size, W = 2 D, V vocabulary.
 """
 
 from dataclasses import dataclass, replace
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from core.decoding.reading import Reader, Whole
+from core.decoding.reading import Looks
 from core.decoding.state import Canvas, Step, mask_token
-from core.models.denoiser import Denoiser, Features, TrainableDenoiser
-from core.models.merging import ImageFeatures
-from core.models.special_tokens import image_placeholder
+from core.models.denoiser import TrainableDenoiser
+from core.models.merging import Arrangement
+from core.models.rows import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,12 @@ class Guided:
     """logits = blind + (scale + 1) (seen - blind), at the price of two forwards a step.
 
     The blind look has a mask wherever none was at the start: in the prompt and its images, in what was given and in the
-    padding, as published.
+    padding, as published. `blind` is given no features: of images it sees as many masks as they have, and nothing of
+    images that stand outside of the text.
     """
 
-    seen: Reader
-    blind: Whole
+    seen: Looks
+    blind: Looks
     scale: float
 
     @property
@@ -34,14 +35,18 @@ class Guided:
         """The model's."""
         return self.seen.tokenizer
 
+    def arrange(self, canvas: Canvas) -> None:
+        """What is not seen stands where that stands which is: nothing more is asked of the device."""
+        self.seen.arrange(canvas)
+        seen = self.seen.features_BND
+        if isinstance(seen, Arrangement):
+            embeddings = cast(TrainableDenoiser, self.seen.model).get_input_embeddings()
+            self.blind.features_BND = seen.filled_with(embeddings.weight[mask_token(self)].detach())
+
     def hidden(self, canvas: Canvas, step: Step, asked_N: Tensor) -> Tensor:
         """(N, 2 D): seen, then blind."""
         shown_BL = canvas.editable_BL & (canvas.position() >= canvas.given)
-        placeholder = image_placeholder(self.tokenizer)
-        if self.blind.features_BND is not None and placeholder is not None:
-            shown_BL = shown_BL | (canvas.ids_BL == placeholder)  # its features are masks
         blind = replace(canvas, ids_BL=canvas.ids_BL.masked_fill(~shown_BL, mask_token(self)))
-        self.blind.arrange(blind)  # which waits for the device: before the first forward
         seen_ND = self.seen.hidden(canvas, step, asked_N)
         return torch.cat([seen_ND, self.blind.hidden(blind, step, asked_N)], dim=1)
 
@@ -52,19 +57,9 @@ class Guided:
         return blind_NV.lerp_(self.seen.logits(seen_ND).float(), self.scale + 1)
 
     def repeats(self) -> bool:
-        """As what is seen: the blind look always does."""
-        return self.seen.repeats()
+        """If both looks do."""
+        return self.seen.repeats() and self.blind.repeats()
 
-    def select(self, rows: Tensor) -> Self:
+    def select(self, rows: Rows) -> Self:
         """Those rows, in both looks."""
         return replace(self, seen=self.seen.select(rows), blind=self.blind.select(rows))
-
-
-def blind_look(model: Denoiser, features_BND: Features | None) -> Whole:
-    """What the blind look sees of the images: as many masks as they have features; nothing of other models' images."""
-    if not isinstance(features_BND, ImageFeatures):
-        return Whole(model=model)
-    embeddings = cast(TrainableDenoiser, model).get_input_embeddings()
-    mask_D = embeddings.weight[mask_token(model)].detach()
-    values_FD = mask_D.to(features_BND.values_FD).expand_as(features_BND.values_FD)
-    return Whole(model=model, features_BND=replace(features_BND, values_FD=values_FD))

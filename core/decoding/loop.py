@@ -1,7 +1,7 @@
 """The decoding loop: forward -> scoring -> schedule -> policy -> apply -> trace.
 
 A step waits for the device at most once, and only where a row may be done before the plan is: the number of positions
-that are scored is known from the plan otherwise.
+that are scored is known from the plan otherwise. What else there is to ask is asked before the first step.
 
 Shapes: B rows, L tokens (prompt, response, padding), R tokens of a response, N positions that may change, K rows that
 stay.
@@ -23,6 +23,7 @@ from core.decoding.stopping import StopWords
 from core.decoding.trace import Recorder
 from core.errors import InputError
 from core.interruption import check
+from core.models.rows import Rows
 
 # Positions a call of the lm_head: at a vocabulary of 126k, 512 float32 rows are 260 MB.
 _HEAD_ROWS = 512
@@ -64,7 +65,7 @@ class _Part:
         return _Part(
             rows_B=self.rows_B[kept_K],
             canvas=self.canvas.select(kept_K),
-            reader=self.reader.select(torch.tensor(kept, dtype=torch.int64)),
+            reader=self.reader.select(Rows(numbers=tuple(kept), index_K=kept_K)),
             masked=sum(counts),
         )
 
@@ -101,6 +102,7 @@ def decode(
         strategies=(schedule, policy, scoring or Scoring(unwritten=forbidden_tokens(reader.tokenizer)), stop),
         recorder=recorder,
     )
+    reader.arrange(canvas)
     for step in schedule.plan(response_length - canvas.suffix, canvas.given):
         if schedule.reveals(step) or policy.looks(step):  # nothing else can change a token
             check()

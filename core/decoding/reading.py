@@ -3,6 +3,7 @@
 Shapes: B rows, L tokens, N positions that are asked for, D hidden size, W what a position needs to be scored.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Protocol, Self, runtime_checkable
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from core.decoding.state import Canvas, Step
 from core.models.denoiser import Denoiser, Features, arranged
+from core.models.rows import Rows
 from core.token_losses import LinearHead
 
 
@@ -20,6 +22,10 @@ class Reader(Protocol):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's."""
+        ...
+
+    def arrange(self, canvas: Canvas) -> None:
+        """Before the first look, once: nothing that a decoding does moves a prompt, its images or a response."""
         ...
 
     def hidden(self, canvas: Canvas, step: Step, asked_N: Tensor) -> Tensor:
@@ -37,8 +43,8 @@ class Reader(Protocol):
         """Whether a row that the newest look left unchanged would be left so by every later look of its block."""
         ...
 
-    def select(self, rows: Tensor) -> Self:
-        """For some of the rows; `rows` is an index tensor on the CPU."""
+    def select(self, rows: Rows) -> Self:
+        """For some of the rows, until the block ends; of this reader, no look until then."""
         ...
 
 
@@ -52,17 +58,23 @@ class LinearlyScoring(Denoiser, Protocol):
 
 
 @dataclass(kw_only=True)
-class Looks:
-    """What all looks of a decoding share. features_BND: see core.models.denoiser; None without images.
+class Looks(ABC):
+    """What all readers of one model share. features_BND: see core.models.denoiser; None without images.
 
-    is_arranged: they know where text and images go, which the first step asks the device. spare: on a CPU, memory for
-    scores.
+    spare: on a CPU, memory for scores.
     """
 
     model: Denoiser
     features_BND: Features | None = None
-    is_arranged: bool = False
     spare_NV: Tensor | None = None
+
+    @abstractmethod
+    def hidden(self, canvas: Canvas, step: Step, asked_N: Tensor) -> Tensor:
+        """See `Reader`."""
+
+    @abstractmethod
+    def repeats(self) -> bool:
+        """See `Reader`."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -70,12 +82,10 @@ class Looks:
         return self.model.tokenizer
 
     def arrange(self, canvas: Canvas) -> None:
-        """Once: nothing that a decoding does moves a prompt, its images or a response."""
-        if not self.is_arranged:
-            self.features_BND = arranged(
-                self.model, canvas.ids_BL, valid_BL=canvas.valid_BL, features_BND=self.features_BND
-            )
-            self.is_arranged = True
+        """Ask the device where text and images go."""
+        self.features_BND = arranged(
+            self.model, canvas.ids_BL, valid_BL=canvas.valid_BL, features_BND=self.features_BND
+        )
 
     def logits(self, hidden_NW: Tensor) -> Tensor:
         """(N, D) -> (N, V)."""
@@ -86,9 +96,9 @@ class Looks:
             self.spare_NV = hidden_NW.new_empty(len(hidden_NW), len(head.weight_VD))
         return head.scores_into(self.spare_NV[: len(hidden_NW)], hidden_NW)
 
-    def select(self, rows: Tensor) -> Self:
+    def select(self, rows: Rows) -> Self:
         """Those rows' images."""
-        return self if self.features_BND is None else replace(self, features_BND=self.features_BND[rows])
+        return replace(self, features_BND=rows.of(self.features_BND))
 
 
 @dataclass(kw_only=True)
@@ -98,7 +108,6 @@ class Whole(Looks):
     def hidden(self, canvas: Canvas, step: Step, asked_N: Tensor) -> Tensor:
         """(N, D)."""
         del step
-        self.arrange(canvas)
         hidden_BLD = self.model.hidden(
             canvas.ids_BL, valid_BL=canvas.valid_BL, features_BND=self.features_BND, prompt_BL=canvas.prompt()
         )

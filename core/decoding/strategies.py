@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from core.decoding.caching import Keeping
-from core.decoding.guidance import Guided, blind_look
+from core.decoding.guidance import Guided
 from core.decoding.loop import Decoded, decode, forbidden_tokens
 from core.decoding.naming import Item
 from core.decoding.policies import Freeze, Policy, Refine
 from core.decoding.quotas import DreamTimes, Even, Linear, Quotas
-from core.decoding.reading import Reader
+from core.decoding.reading import Looks, Reader, Whole
 from core.decoding.schedule import Blocks, ConfidenceSchedule, OriginSchedule, Schedule, ThresholdSchedule
 from core.decoding.scoring import Entropy, Margin, Measure, Probability, Scoring
 from core.decoding.settings import DecodeSettings
@@ -60,7 +60,13 @@ class Strategies:
         seen = self.keeping.reader(model, features_BND, response_length=response_length)
         if not self.cfg_scale:
             return seen
-        return Guided(seen=seen, blind=blind_look(model, features_BND), scale=self.cfg_scale)
+        return Guided(seen=seen, blind=self._blind(model, response_length), scale=self.cfg_scale)
+
+    def _blind(self, model: Denoiser, response_length: int) -> Looks:
+        """Its prompt is read once where what is seen is; with full attention nothing of it is kept."""
+        if model.prompt_attention == "full":
+            return Whole(model=model)
+        return self.keeping.reader(model, None, response_length=response_length)
 
     def decode(
         self, reader: Reader, canvas: Canvas, *, response_length: int, recorder: Recorder | None = None

@@ -2,29 +2,33 @@
 
 One store serves the exact prompt cache and the approximate ones: they differ in which positions are run, and when.
 
-Shapes: B rows, L text tokens, T positions of the merged row, A positions that are run, H key heads, E size of a head,
-D hidden size.
+Shapes: B rows, K rows that stay, L text tokens, T positions of the merged row, A positions that are run, H key heads,
+E size of a head, D hidden size.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from core.models.denoiser import Denoiser, Features
+from core.models.rows import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyValues:
-    """(keys, values) of each layer, (B, H, T, E), which forwards write in place.
+    """(keys, values) of each layer, (B, H, T, E), which forwards write in place. There is room for one such store.
 
-    place_BL: the position of each text token. valid_BT: the keys that are seen; None: all. before_BD: the final hidden
-    state of the position before the response, from when it was read last.
+    row_B: which row the keys and values at each place are of: its own, but see `select`. place_BL: the position of each
+    text token. valid_BT: the keys that are seen; None: all. before_BD: the final hidden state of the position before
+    the response, from when it was read last.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
+    row_B: Tensor
     place_BL: Tensor
     valid_BT: Tensor | None
     before_BD: Tensor
@@ -38,15 +42,41 @@ class KeyValues:
         """A forward of these positions: each sees every position that is valid."""
         return Slots(layers=self.layers, place_BA=place_BA)
 
-    def select(self, rows: Tensor | slice) -> Self:
-        """Some of the rows: copies, or views of a slice."""
+    def view(self, rows: slice) -> Self:
+        """Rows that follow one another."""
         return replace(
             self,
             layers=tuple((keys[rows], values[rows]) for keys, values in self.layers),
+            row_B=self.row_B[rows],
             place_BL=self.place_BL[rows],
             valid_BT=None if self.valid_BT is None else self.valid_BT[rows],
             before_BD=self.before_BD[rows],
         )
+
+    def select(self, rows: Rows) -> Self:
+        """Some of the rows, in the same store, at whose front they now are.
+
+        The store of all rows cannot be used before `restore`: a second one may be more than there is room for.
+        """
+        index_K = rows.index_K
+        leaves_B = torch.ones_like(self.row_B).index_fill(0, index_K, 0)
+        self._move(torch.cat([index_K, leaves_B.nonzero_static(size=len(leaves_B) - len(rows.numbers))[:, 0]]))
+        return replace(
+            self.view(slice(len(rows.numbers))),
+            place_BL=self.place_BL[index_K],
+            valid_BT=None if self.valid_BT is None else self.valid_BT[index_K],
+            before_BD=self.before_BD[index_K],
+        )
+
+    def restore(self) -> None:
+        """After selections: each row to its own place."""
+        self._move(self.row_B.argsort())
+
+    def _move(self, order_B: Tensor) -> None:
+        """No more than the keys or values of one layer are there twice."""
+        for stored in chain.from_iterable(self.layers):
+            stored.copy_(stored[order_B.to(stored.device)])
+        self.row_B.copy_(self.row_B[order_B])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +133,18 @@ class Remembering(Protocol):
         ...
 
     def remember_prompt(
-        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Features | None, prompt_BL: Tensor
+        self,
+        ids_BL: Tensor,
+        *,
+        valid_BL: Tensor,
+        features_BND: Features | None,
+        prompt_BL: Tensor,
+        response_length: int,
     ) -> KeyValues:
-        """Keys and values of prompt and images, and room for the response's. For prefix attention."""
+        """Keys and values of prompt and images, and room for the response's. For prefix attention.
+
+        Behind the longest prompt stands a response, and nothing else.
+        """
         ...
 
     def reread(self, ids_BL: Tensor, known: KeyValues, *, offset_B: Tensor, begin: int, end: int) -> Tensor:

@@ -8,11 +8,12 @@ depends on its rows alone.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
 from core.errors import ConfigError, InputError
 from core.models.checkpoint import REBUILT, Checkpoint, check_values, listed, open_checkpoint, write_files
@@ -26,6 +27,8 @@ from core.models.vision import SquareVision
 
 _PROBE = 3
 _CLOSE = 1e-3
+_TAKES_ITS_MASK = ("bert", "roberta", "albert", "modernbert")
+"""Types that take a mask of queries and keys, and ModernBERT one for each kind of its layers."""
 
 
 class MaskedLMDenoiser(PretrainedDenoiser):
@@ -166,10 +169,20 @@ def _move(model: nn.Module, placement: Placement) -> None:
 
 def encode_masked(language: nn.Module, embeddings_BTD: Tensor, seen: Tensor | None) -> Tensor:
     """A transformers encoder; padding is seen by nobody. `seen` is (B, T)."""
-    hidden_BTD: Tensor = language(
-        inputs_embeds=embeddings_BTD, attention_mask=None if seen is None else seen.long()
-    ).last_hidden_state
+    mask = None if seen is None else _mask(cast(PreTrainedModel, language).config, embeddings_BTD, seen.long())
+    hidden_BTD: Tensor = language(inputs_embeds=embeddings_BTD, attention_mask=mask).last_hidden_state
     return hidden_BTD
+
+
+def _mask(config: Any, embeddings_BTD: Tensor, seen_BT: Tensor) -> Any:
+    """As the encoder takes it. Given `seen_BT`, it would ask the device in every forward whether there is padding."""
+    if config.model_type not in _TAKES_ITS_MASK or config._attn_implementation != "sdpa":
+        return seen_BT
+    full = create_bidirectional_mask(config, embeddings_BTD, seen_BT, allow_is_bidirectional_skip=False)
+    if config.model_type != "modernbert":
+        return full
+    near = create_bidirectional_sliding_window_mask(config, embeddings_BTD, seen_BT, allow_is_bidirectional_skip=False)
+    return {"full_attention": full, "sliding_attention": near}
 
 
 @torch.no_grad()

@@ -6,8 +6,7 @@ Shapes: B rows, L text tokens, T positions of the longest merged row, I images, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Self
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from core.errors import InputError
+from core.models.rows import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,18 @@ class ImageFeatures:
 
     def __getitem__(self, rows: Tensor) -> Self:
         """The features of some rows."""
-        chosen = (rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows).tolist()
-        return type(self)(values_FD=self.values_FD, lengths=self.lengths, rows=tuple(self.rows[row] for row in chosen))
+        return self._of_rows((rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows).tolist())
+
+    def select(self, rows: Rows) -> Self:
+        """The features of some rows, for which the host waits for nothing."""
+        return self._of_rows(rows.numbers)
+
+    def _of_rows(self, rows: Sequence[int]) -> Self:
+        return replace(self, rows=tuple(self.rows[row] for row in rows))
+
+    def filled_with(self, value_D: Tensor) -> Self:
+        """As many features, each of them `value_D`."""
+        return replace(self, values_FD=value_D.to(self.values_FD).expand_as(self.values_FD))
 
     def grouped(self, counts: Sequence[int]) -> Self:
         """Rows of several images, or none: counts [2, 0, 1] give row 0 the first two images and row 2 the third.
@@ -100,31 +110,28 @@ class Merged:
 class Arrangement:
     """Where the texts and images of some rows go; it holds for any tokens in the place of the texts' own.
 
-    Indexed by an index tensor, as a tensor's first axis is, it gives those rows; the host waits for nothing.
-    valid, ends: of each row, its valid tokens and the text index behind the last of them. width: T. valid_BT, place_BL:
-    see `Merged`. slots: None if there are no images.
+    texts: what it is made from. is_image_BL: the placeholders. width: T. valid_BT, place_BL: see `Merged`. slots: None
+    if there are no images.
     """
 
+    texts: "_Texts"
     is_image_BL: Tensor
-    valid_BL: Tensor
     features: ImageFeatures | None
-    valid: tuple[int, ...]
-    ends: tuple[int, ...]
     width: int
     valid_BT: Tensor | None
     place_BL: Tensor
     slots: "_Slots | None" = None
 
-    def __getitem__(self, rows: Tensor) -> "Arrangement":
-        """The arrangement of some rows, no wider than they need."""
-        chosen = rows.tolist()
-        return _arranged(
-            self.is_image_BL[rows],
-            self.valid_BL[rows],
-            None if self.features is None else self.features[rows],
-            valid=tuple(self.valid[row] for row in chosen),
-            ends=tuple(self.ends[row] for row in chosen),
-        )
+    def select(self, rows: Rows) -> "Arrangement":
+        """The arrangement of some rows, no wider than they need; the host waits for nothing."""
+        return _arranged(self.texts.select(rows), None if self.features is None else self.features.select(rows))
+
+    def filled_with(self, value_D: Tensor) -> "Arrangement":
+        """With `value_D` for every feature of an image."""
+        if self.features is None or self.slots is None:
+            return self
+        features = self.features.filled_with(value_D)
+        return replace(self, features=features, slots=replace(self.slots, values_FD=features.shown()))
 
     def merged(self, embeddings_BLD: Tensor) -> Merged:
         """The merged sequence of these embeddings of the text; those of placeholders are not looked at."""
@@ -151,6 +158,31 @@ class _Slots:
         return merged_TD[:-1].view(b, width, d)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Texts:
+    """What tells where the tokens of some rows go, kept on the device.
+
+    size_BL: positions that a token takes: one, or those of its image. valid, ends: of each row, its valid tokens and
+    the text index behind the last of them.
+    """
+
+    is_image_BL: Tensor
+    valid_BL: Tensor
+    size_BL: Tensor
+    valid: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    def select(self, rows: Rows) -> "_Texts":
+        """Some of the rows."""
+        return _Texts(
+            is_image_BL=self.is_image_BL[rows.index_K],
+            valid_BL=self.valid_BL[rows.index_K],
+            size_BL=self.size_BL[rows.index_K],
+            valid=tuple(self.valid[row] for row in rows.numbers),
+            ends=tuple(self.ends[row] for row in rows.numbers),
+        )
+
+
 def arrange(
     ids_BL: Tensor, *, valid_BL: Tensor, features: ImageFeatures | None, placeholder: int | None
 ) -> Arrangement:
@@ -168,46 +200,45 @@ def arrange(
     for row, (count, images) in enumerate(zip(counts, rows, strict=True)):
         if count != len(images):
             raise InputError(f"row {row} has {count} image placeholders for {len(images)} images: one each is needed")
-    return _arranged(is_image_BL, valid_BL, features, valid=tuple(valid), ends=tuple(ends))
+    size_BL = torch.ones_like(is_image_BL, dtype=torch.int64)
+    if features is not None and any(rows):
+        lengths_I = torch.tensor([features.lengths[image] for image in chain.from_iterable(rows)])
+        size_BL = size_BL.masked_scatter(is_image_BL, lengths_I.to(ids_BL.device, non_blocking=True))
+    texts = _Texts(is_image_BL=is_image_BL, valid_BL=valid_BL, size_BL=size_BL, valid=tuple(valid), ends=tuple(ends))
+    return _arranged(texts, features)
 
 
-def _arranged(
-    is_image_BL: Tensor,
-    valid_BL: Tensor,
-    features: ImageFeatures | None,
-    *,
-    valid: tuple[int, ...],
-    ends: tuple[int, ...],
-) -> Arrangement:
-    """What is known of the rows, laid out without asking the device anything."""
-    b, length = is_image_BL.shape
-    device = is_image_BL.device
-    arrangement = partial(
-        Arrangement, is_image_BL=is_image_BL, valid_BL=valid_BL, features=features, valid=valid, ends=ends
-    )
+def _arranged(texts: _Texts, features: ImageFeatures | None) -> Arrangement:
+    """What is known of the rows, laid out: nothing is asked of the device, and nothing sent to it."""
+    b, length = texts.is_image_BL.shape
+    device = texts.is_image_BL.device
     if features is None or not any(features.rows):
-        return arrangement(
+        return Arrangement(
+            texts=texts,
+            is_image_BL=texts.is_image_BL,
+            features=features,
             width=length,
-            valid_BT=None if sum(valid) == b * length else valid_BL,
+            valid_BT=None if sum(texts.valid) == b * length else texts.valid_BL,
             place_BL=torch.arange(length, device=device).expand(b, -1),
         )
     lengths = [features.lengths[image] for image in chain.from_iterable(features.rows)]
     more = [sum(features.lengths[image] - 1 for image in row) for row in features.rows]
-    width = max(end + extra for end, extra in zip(ends, more, strict=True))
-    lengths_I = torch.tensor(lengths, device=device)
-    width_BL = torch.ones_like(is_image_BL, dtype=torch.int64).masked_scatter(is_image_BL, lengths_I)
-    place_BL = width_BL.cumsum(dim=1) - width_BL
+    width = max(end + extra for end, extra in zip(texts.ends, more, strict=True))
+    place_BL = texts.size_BL.cumsum(dim=1) - texts.size_BL
     flat_BL = place_BL + torch.arange(b, device=device)[:, None] * width
     flat_BL = torch.where(place_BL < width, flat_BL, b * width)  # padding without room: to a place behind all rows
-    holder_I = is_image_BL.flatten().nonzero_static(size=len(lengths))[:, 0]
+    holder_I = texts.is_image_BL.flatten().nonzero_static(size=len(lengths))[:, 0]
+    lengths_I = texts.size_BL.flatten()[holder_I]
     first_I = flat_BL.flatten()[holder_I] - (lengths_I.cumsum(0) - lengths_I)
     total = sum(lengths)
     flat_F = first_I.repeat_interleave(lengths_I, output_size=total) + torch.arange(total, device=device)
     valid_T = torch.zeros(b * width + 1, dtype=torch.bool, device=device)
-    valid_T[flat_BL.flatten()] = valid_BL.flatten()
-    valid_T[flat_F] = True
-    full = sum(valid) + sum(more) == b * width
-    return arrangement(
+    valid_T = valid_T.index_copy(0, flat_BL.flatten(), texts.valid_BL.flatten()).index_fill(0, flat_F, True)
+    full = sum(texts.valid) + sum(more) == b * width
+    return Arrangement(
+        texts=texts,
+        is_image_BL=texts.is_image_BL,
+        features=features,
         width=width,
         valid_BT=None if full else valid_T[:-1].view(b, width),
         place_BL=place_BL.clamp(max=width - 1),

@@ -42,17 +42,15 @@ class PretrainedMemory:
         valid_BL: Tensor,
         features_BND: ImageFeatures | Arrangement | None,
         prompt_BL: Tensor,
+        response_length: int,
     ) -> KeyValues:
-        """Keys and values of prompt and images alone. One synchronisation with the host."""
+        """Keys and values of prompt and images alone."""
         merged = self.model.merged(ids_BL, valid_BL, features_BND)
-        read_BT = ~merged.spread(~prompt_BL)
+        longest = max(merged.embeddings_BTD.shape[1] - response_length, 1)
+        seen_BT = None
         if merged.valid_BT is not None:
-            read_BT &= merged.valid_BT
-        length_B = read_BT.sum(dim=1)
-        longest, shortest = torch.stack([length_B.max(), length_B.min()]).tolist()
-        longest = max(longest, 1)
-        read_BT[:, 0] = True  # an empty prompt's row has to see something; what it then knows is written over
-        seen_BT = read_BT[:, :longest] if shortest < longest else None
+            seen_BT = (merged.valid_BT & ~merged.spread(~prompt_BL))[:, :longest]
+            seen_BT[:, 0].fill_(True)  # an empty prompt's row has to see something; what it then knows is written over
         return self._fill(merged, merged.embeddings_BTD[:, :longest], seen_BT, prompt_BL)[1]
 
     def _fill(
@@ -74,6 +72,7 @@ class PretrainedMemory:
         before_B1D = (start_B1 - 1).clamp(min=0)[..., None].expand(-1, -1, hidden_BAD.shape[-1])
         known = KeyValues(
             layers=layers,
+            row_B=torch.arange(len(embeddings_BAD), device=embeddings_BAD.device),
             place_BL=merged.place_BL,
             valid_BT=merged.valid_BT,
             before_BD=hidden_BAD.gather(1, before_B1D)[:, 0],

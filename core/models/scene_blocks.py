@@ -58,15 +58,15 @@ class SquaredRelu(torch.autograd.Function):
         return product
 
 
-def rotation(images: int, length: int, pairs: int, base: float) -> Tensor:
+def rotation(images: int, length: int, pairs: int, base: float, *, device: torch.device | None = None) -> Tensor:
     """Complex rotary factors (T, P): half of the pairs turn with a text token's index, images do not turn.
 
     RoPE (Su et al. 2021) with few, fast frequencies; image positions have row and column embeddings instead.
     """
     turning = max(1, pairs // 2)
-    frequencies_P = torch.zeros(pairs)
-    frequencies_P[:turning] = base ** (-torch.arange(turning) / turning)
-    index_T = torch.cat([torch.zeros(images), torch.arange(1, length + 1)])
+    frequencies_P = torch.zeros(pairs, device=device)
+    frequencies_P[:turning] = base ** (-torch.arange(turning, device=device) / turning)
+    index_T = torch.cat([torch.zeros(images, device=device), torch.arange(1, length + 1, device=device)])
     angles_TP = index_T[:, None] * frequencies_P
     return torch.polar(torch.ones_like(angles_TP), angles_TP)
 

@@ -250,7 +250,7 @@ class SceneDenoiser(PreTrainedModel):  # type: ignore[no-untyped-call]  # transf
     def rotation(self, images: int, length: int) -> Tensor:
         """See scene_blocks."""
         pairs = self.config.hidden_size // self.config.num_attention_heads // 2
-        return rotation(images, length, pairs, self.config.rope_base).to(self.device)
+        return rotation(images, length, pairs, self.config.rope_base, device=self.device)
 
     def remembering(self) -> Remembering:
         """Itself, as what can run some of its positions."""
@@ -264,7 +264,7 @@ class SceneDenoiser(PreTrainedModel):  # type: ignore[no-untyped-call]  # transf
             response_BL = valid_BL & ~prompt_needed(prompt_BL)
             valid_BT = nn.functional.pad(valid_BL, (images, 0), value=True)
             return ~prefix_seen(valid_BT, nn.functional.pad(response_BL, (images, 0), value=False))
-        if bool(valid_BL.all()):
+        if no_padding(valid_BL):
             return None
         return nn.functional.pad(~valid_BL, (images, 0), value=False)[:, None]
 
@@ -285,6 +285,11 @@ class SceneDenoiser(PreTrainedModel):  # type: ignore[no-untyped-call]  # transf
         features_BND = None if pixel_values is None else self.image_features(pixel_values)
         hidden_BLD = self.hidden(input_ids, valid_BL=valid_BL, features_BND=features_BND)
         return MaskedLMOutput(logits=self.lm_head(hidden_BLD))
+
+
+def no_padding(valid_BL: Tensor) -> bool:
+    """Whether the padding needs no mask. Only a CPU is asked: on any other device the answer is a wait."""
+    return valid_BL.device.type == "cpu" and bool(valid_BL.all())
 
 
 def load(path: Path, placement: Placement) -> SceneDenoiser:

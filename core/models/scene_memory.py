@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from core.models.key_values import KeyValues, Slots, empty_layers
-from core.models.scene_denoiser import SceneDenoiser
+from core.models.scene_denoiser import SceneDenoiser, no_padding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +32,20 @@ class SceneMemory:
 
     @torch.no_grad()
     def remember_prompt(
-        self, ids_BL: Tensor, *, valid_BL: Tensor, features_BND: Tensor | None, prompt_BL: Tensor
+        self,
+        ids_BL: Tensor,
+        *,
+        valid_BL: Tensor,
+        features_BND: Tensor | None,
+        prompt_BL: Tensor,
+        response_length: int,
     ) -> KeyValues:
         """Keys and values of prompt and image alone."""
         x_BTD, images = self.model.embedded(ids_BL, features_BND)
         known = self._empty(x_BTD, valid_BL, images)
-        longest = max(images + int(prompt_BL.sum(dim=1).max()), 1)
+        longest = max(x_BTD.shape[1] - response_length, 1)
         read_BT = nn.functional.pad(prompt_BL, (images, 0), value=True).clone()
-        read_BT[:, 0] = True  # an empty prompt's row has to see something; what it then knows is written over
+        read_BT[:, 0].fill_(True)  # an empty prompt's row has to see something; what it then knows is written over
         self._fill(x_BTD[:, :longest], read_BT[:, :longest], known, images)
         return known
 
@@ -54,7 +60,7 @@ class SceneMemory:
         rotation_BAP = model.rotation(known.width - length, length)[place_BA]
         parts = []
         for rows in self._rows(len(ids_BL)):
-            part = known.select(rows)
+            part = known.view(rows)
             parts.append(self._run(x_BAD[rows], rotation_BAP[rows], part.valid_BT, part.at(place_BA[rows])))
         return torch.cat(parts)
 
@@ -69,9 +75,13 @@ class SceneMemory:
             size=d // config.num_attention_heads,
             dtype=x_BTD.dtype,
         )
-        valid_BT = None if bool(valid_BL.all()) else nn.functional.pad(valid_BL, (images, 0), value=True)
-        place_BL = torch.arange(images, width, device=x_BTD.device).expand(b, -1)
-        return KeyValues(layers=layers, place_BL=place_BL, valid_BT=valid_BT, before_BD=x_BTD.new_empty(b, 0))
+        return KeyValues(
+            layers=layers,
+            row_B=torch.arange(b, device=x_BTD.device),
+            place_BL=torch.arange(images, width, device=x_BTD.device).expand(b, -1),
+            valid_BT=None if no_padding(valid_BL) else nn.functional.pad(valid_BL, (images, 0), value=True),
+            before_BD=x_BTD.new_empty(b, 0),
+        )
 
     def _fill(self, x_BAD: Tensor, seen_BA: Tensor | None, known: KeyValues, images: int) -> Tensor:
         """Run the first A positions, which see one another as far as `seen_BA` goes."""
@@ -80,7 +90,7 @@ class SceneMemory:
         parts = []
         for rows in self._rows(len(x_BAD)):
             seen = None if seen_BA is None else seen_BA[rows]
-            parts.append(self._run(x_BAD[rows], rotation_AP, seen, Slots(layers=known.select(rows).layers)))
+            parts.append(self._run(x_BAD[rows], rotation_AP, seen, Slots(layers=known.view(rows).layers)))
         return torch.cat(parts)
 
     def _run(self, x_BAD: Tensor, rotation: Tensor, seen_BT: Tensor | None, slots: Slots) -> Tensor:

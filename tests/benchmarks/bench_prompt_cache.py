@@ -63,7 +63,11 @@ class Work:
         """The forwards of a cached decoding, without head, schedule and policy."""
         canvas, memory = self.canvas(), PretrainedMemory(model=self.model)
         known: KeyValues = memory.remember_prompt(
-            canvas.ids_BL, valid_BL=canvas.valid_BL, features_BND=self.features, prompt_BL=canvas.prompt()
+            canvas.ids_BL,
+            valid_BL=canvas.valid_BL,
+            features_BND=self.features,
+            prompt_BL=canvas.prompt(),
+            response_length=self.response,
         )
         for _ in range(steps):
             memory.reread(canvas.ids_BL, known, offset_B=canvas.offset_B, begin=0, end=self.response)

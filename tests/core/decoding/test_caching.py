@@ -1,6 +1,8 @@
 """Decoding with kept keys and values against decoding without: the same tokens where the cache is exact."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,8 +14,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.decoding.caching import PromptCache, StaleCache
+from core.decoding.guidance import Guided
 from core.decoding.loop import Decoded
 from core.decoding.reading import Reader, Whole
 from core.decoding.settings import DecodeSettings
@@ -32,12 +36,15 @@ PICTURES = ("wide_200x110", "tall_50x90", "square_56x56")
 IMAGE = -200
 LEAVING = "6+9 refine margin=0.8"
 """Rows come to rest in different extra steps, and leave the batch."""
+SITTING_OUT = "1 refine schedule=origin block_length=8"
+"""Rows are done with a block at different times, and are back when the next one begins."""
 EXACT = (
     "4 freeze",
     "3 refine",
     "5+4 refine block_length=10",
     "2 freeze block_length=7",
     LEAVING,
+    SITTING_OUT,
     "2 refine block_length=8 threshold=0.9",
     "4+1 refine beginning=7,9 suffix=11 cfg_scale=0.5",
 )
@@ -90,7 +97,8 @@ def features_for(model: Any) -> Any:
 
 
 def canvas_for(model: Any, prompts: Sequence[Sequence[int]], settings: DecodeSettings) -> Canvas:
-    return strategies(settings, model).canvas(model, prompts, response_length=LENGTH)
+    streams = range(len(prompts))
+    return strategies(settings, model).canvas(model, prompts, response_length=LENGTH, streams=streams)
 
 
 def reader_for(model: Any, settings: DecodeSettings, features: Any = None) -> Any:
@@ -113,7 +121,7 @@ def whole_and_chosen(model: Any, name: str, rows: Sequence[int] = (0, 1, 2)) -> 
     plain = Whole(model=model, features_BND=features)
     if settings.cfg_scale:
         assert not isinstance(reader.seen, Whole)
-        plain = replace(reader, seen=plain)
+        plain = replace(reader, seen=plain, blind=Whole(model=model))
     whole = run(model, plain, canvas, settings)
     return whole, run(model, reader, canvas, settings)
 
@@ -125,7 +133,7 @@ def test_with_prefix_attention_the_prompt_is_read_once_and_the_tokens_are_the_sa
     assert whole.token_ids_BR.tolist() == cached.token_ids_BR.tolist()
     assert whole.forwards_B.tolist() == cached.forwards_B.tolist()
     assert whole.token_ids_BR.unique().numel() > 5, "the model says something"
-    if name == LEAVING:
+    if name in (LEAVING, SITTING_OUT):
         assert cached.forwards_B.unique().numel() > 1, "what is kept follows the rows that stay"
 
 
@@ -201,21 +209,38 @@ def test_a_step_runs_the_positions_that_its_cache_promises_and_no_others(models,
     assert isinstance(reader, PromptCache) == (attention == "prefix")
 
 
+def test_with_guidance_a_step_runs_the_response_alone_in_both_looks(models):
+    model = models["scene"]
+    model.attend("prefix")
+    settings = DecodeSettings.parse("4+1 refine block_length=12 cfg_scale=0.5")
+    reader = reader_for(model, settings)
+    counting = Counting(reader.seen.memory)
+    looks = {"seen": replace(reader.seen, memory=counting), "blind": replace(reader.blind, memory=counting)}
+    run(model, replace(reader, **looks), canvas_for(model, prompts_for(model, (15,)), settings), settings)
+    model.attend("full")
+    assert counting.seen == [LENGTH] * 14
+
+
 @hypothesis_settings(max_examples=12, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5),
     tokens=st.integers(1, 9),
     block=st.integers(3, LENGTH),
     extra=st.integers(0, 3),
+    schedule=st.sampled_from(["even", "origin"]),
+    cfg_scale=st.sampled_from([0.0, 0.5]),
     seed=st.integers(0, 3),
 )
-def test_the_prompt_cache_is_exact_for_any_prompts_and_plans(lengths, tokens, block, extra, seed):
+def test_the_prompt_cache_is_exact_for_any_prompts_and_plans(lengths, tokens, block, extra, schedule, cfg_scale, seed):
     torch.set_num_threads(1)
     model = scene_model(seed)
     model.attend("prefix")
-    settings = DecodeSettings(tokens_per_step=tokens, extra_steps=extra, block_length=block)
+    settings = DecodeSettings(
+        tokens_per_step=tokens, extra_steps=extra, block_length=block, schedule=schedule, cfg_scale=cfg_scale
+    )
     canvas = canvas_for(model, prompts_for(model, lengths), settings)
-    expected = run(model, Whole(model=model), canvas, settings)
+    whole = Guided(seen=Whole(model=model), blind=Whole(model=model), scale=cfg_scale)
+    expected = run(model, whole if cfg_scale else whole.seen, canvas, settings)
     found = run(model, reader_for(model, settings), canvas, settings)
     assert found.token_ids_BR.tolist() == expected.token_ids_BR.tolist()
 
@@ -251,6 +276,71 @@ def test_a_row_leaves_only_when_a_reading_of_everything_left_it_unchanged(models
     assert found.token_ids_BR.tolist() == never.token_ids_BR.tolist()
     assert (found.forwards_B < never.forwards_B).any(), "it still leaves"
     assert (rashly.token_ids_BR != never.token_ids_BR).any(), "and too early would be another answer"
+
+
+@pytest.mark.parametrize(("seed", "name"), [(0, "12+16 refine"), (6, "6+16 refine"), (11, "6+16 refine")])
+def test_a_row_whose_suffix_is_stale_does_not_leave(monkeypatch, seed, name):
+    """Extra steps do not run the suffix: a look that did not see it anew says nothing about later ones."""
+    suffix = ",".join(str(token) for token in range(11, 23))
+    model, settings = scene_model(seed), DecodeSettings.parse(f"{name} margin=0.8 suffix={suffix} cache=dual refresh=4")
+    model.attend("prefix")
+    canvas = canvas_for(model, prompts_for(model, (3, 9, 5, 7, 2)), settings)
+    found = run(model, reader_for(model, settings), canvas, settings)
+    monkeypatch.setattr(PromptCache, "repeats", lambda _: False)
+    never = run(model, reader_for(model, settings), canvas, settings)
+    assert found.token_ids_BR.tolist() == never.token_ids_BR.tolist()
+    assert (found.forwards_B < never.forwards_B).any(), "it still leaves"
+
+
+@contextmanager
+def bytes_kept(heads: int, size: int) -> Iterator[list[int]]:
+    """How many bytes of keys and values are alive whenever some are allocated or copied."""
+    found: list[int] = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **kwargs or {})
+            if func.overloadpacket.__name__ in ("zeros", "index") and made.ndim == 4:
+                kept = [
+                    one.untyped_storage()
+                    for one in gc.get_objects()
+                    if type(one) is Tensor and one.ndim == 4 and (one.shape[1], one.shape[3]) == (heads, size)
+                ]
+                found.append(sum({storage.data_ptr(): storage.nbytes() for storage in kept}.values()))
+            return made
+
+    gc.freeze()  # what there is already is not among the objects that are looked at
+    try:
+        with Watching():
+            yield found
+    finally:
+        gc.unfreeze()
+
+
+@pytest.mark.parametrize(
+    ("attention", "name"),
+    [
+        ("prefix", LEAVING),
+        ("prefix", SITTING_OUT),
+        ("full", f"{SITTING_OUT} cache=dual refresh=3"),
+    ],
+)
+def test_when_rows_leave_no_more_than_one_tensor_of_a_layer_is_there_twice(models, attention, name):
+    model, settings = models["llada_v_tiny"], DecodeSettings.parse(name)
+    model.attend(attention)
+    layers, config = model.language.layers, model.language.config
+    try:
+        with torch.inference_mode():
+            features = features_for(model)
+        canvas = canvas_for(model, prompts_for(model), settings)
+        with bytes_kept(config.num_key_value_heads, layers[0].self_attn.head_dim) as found:
+            decoded = run(model, reader_for(model, settings, features), canvas, settings)
+    finally:
+        model.attend("full")
+    assert decoded.forwards_B.unique().numel() > 1, "rows leave"
+    whole = found[2 * len(layers) - 1]
+    assert found[: 2 * len(layers)] == [whole * (one + 1) // (2 * len(layers)) for one in range(2 * len(layers))]
+    assert max(found) <= whole * (1 + 1 / (2 * len(layers)))
 
 
 def test_a_model_that_keeps_no_keys_says_so():

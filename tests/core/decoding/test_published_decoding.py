@@ -78,7 +78,9 @@ def test_the_blind_look_of_guidance_sees_masks_in_the_place_of_prompt_and_image(
         features = model.image_features(model.pixels([image]))
         canvas = chosen.canvas(model, [[7, -200, 30]], response_length=8)
         asked_N, step = torch.arange(3, 11), chosen.schedule.plan(8)[0]
-        blind_ND = chosen.reader(model, features, response_length=8).hidden(canvas, step, asked_N).chunk(2, dim=1)[1]
+        reader = chosen.reader(model, features, response_length=8)
+        reader.arrange(canvas)
+        blind_ND = reader.hidden(canvas, step, asked_N).chunk(2, dim=1)[1]
         masks = torch.full((1, 2 + features.lengths[0] + 8), 500)
         expected = model.hidden(masks, valid_BL=torch.ones_like(masks, dtype=torch.bool), features_BND=None)[0, -8:]
     assert torch.allclose(blind_ND, expected, atol=1e-5)
