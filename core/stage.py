@@ -140,7 +140,8 @@ class Output:
     ) -> Ref:
         """Write the rejects and the manifest.
 
-        `is_shard`: the output is one of several, and may be without a good row: see `check_some_rows`.
+        `is_shard`: the output is one of several, and may be without a good row if all were rejected, see
+        `check_some_rows`; what failed may be well when it is computed again.
 
         Raises:
             AccountingError: rows_in != ok + rejected + failed.
@@ -150,7 +151,7 @@ class Output:
         counts = self._counts(rows_in, self._ok if ok is None else ok)
         if not counts.balanced:
             raise AccountingError(f"stage {self.stage.name} lost rows: {counts.model_dump()}")
-        if counts.ok == 0 and not is_shard:
+        if counts.ok == 0 and (counts.failed or not is_shard):
             detail = self._rejects[0]["detail"] if self._rejects else ""
             raise EmptyOutput(
                 f"stage {self.stage.name} has no good row: rejected {counts.rejected}, failed {counts.failed}"

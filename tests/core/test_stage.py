@@ -141,6 +141,13 @@ def test_a_shard_may_be_empty_and_all_shards_may_not(runner, store):
     empty, full = runner(STAGE, nothing).ref, runner(Stage(name="synth", version=1, config=Config(rows=2))).ref
     check_some_rows(store, [empty, full], "shards")
     assert read_table(store, [empty, full], Samples).height == 2
+
+    def failing(output: Output) -> None:
+        output.reject("s0", "timeout", failed=True)
+        output.commit(rows_in=1, is_shard=True)
+
+    with pytest.raises(EmptyOutput, match="timeout"):
+        runner(Stage(name="synth", version=1, config=Config(rows=1)), failing)
     with pytest.raises(EmptyOutput, match=r"none of the shards has a good row: rejected {'too_long': 2}"):
         check_some_rows(store, [empty, empty], "shards")
 

@@ -12,7 +12,7 @@ from core.decoding.reading import Whole
 from core.errors import ConfigError
 from core.models.denoiser import load_denoiser
 from core.models.devices import Placement
-from core.models.merging import ImageFeatures, _arranged
+from core.models.merging import ImageFeatures, _arranged, _Texts
 from core.models.tiling import TiledImages
 from tests.core.models.checkpoints import published
 from tests.core.models.test_masked_lm import CONFIGS, written
@@ -38,7 +38,9 @@ def spread(model: nn.Module, devices: Mapping[str, str]) -> None:
 def arranged(features: ImageFeatures | None):
     """Rows that each show their image, if there are any."""
     blank_BL = torch.zeros(ROWS, LENGTH, dtype=torch.bool, device=HOME)
-    return _arranged(blank_BL, ~blank_BL, features, valid=(LENGTH,) * ROWS, ends=(LENGTH,) * ROWS)
+    every = (LENGTH,) * ROWS
+    texts = _Texts(is_image_BL=blank_BL, valid_BL=~blank_BL, size_BL=blank_BL + 1, valid=every, ends=every)
+    return _arranged(texts, features)
 
 
 def computes(model, features: ImageFeatures | None = None) -> None:

@@ -48,7 +48,8 @@ def test_a_tokenizer_that_was_written_by_transformers_4_stays_as_it_was(tmp_path
     save_denoiser(model, tmp_path / "saved")
     written = json.loads((tmp_path / "saved/tokenizer_config.json").read_text())
     ours = {"mask_token": "<|mdm_mask|>", "pad_token": "<|endoftext|>", "end_of_turn_id": 494}
-    assert written == config | ours | ({"image_placeholder_id": -200} if name == "llada_v_tiny" else {})
+    seeing = {"image_placeholder_id": -200, "system_turn": system_turn(model.tokenizer)}
+    assert written == config | ours | (seeing if name == "llada_v_tiny" else {})
     assert {**files(folder), "tokenizer_config.json": b""} == {
         **files(tmp_path / "saved"),
         "tokenizer_config.json": b"",
