@@ -142,7 +142,7 @@ def remedies(
 
     `build` makes the model anew for each plan. Empty if nothing known here helps.
     """
-    changes = [one for one in _CHANGES if settings.model_copy(update=one.update) != settings]
+    changes = [one for one in _CHANGES if one.times > 1 or settings.model_copy(update=one.update) != settings]
 
     def remedy(chosen: Sequence[_Change]) -> Remedy:
         changed, count = settings, processes
@@ -173,7 +173,7 @@ _CHANGES = (
     _Change(said="gradient_checkpointing = true", update={"gradient_checkpointing": True}),
     _Change(said="precision = 'bf16'", update={"precision": "bf16"}),
     _Change(said=f"lora.rank = {_ADAPTER.rank}", update={"lora": _ADAPTER}),
-    _Change(said="{processes} processes with adamw", update={"optimizer": "adamw"}, times=4),
+    _Change(said="compute.processes = {processes} with optimizer = 'adamw'", update={"optimizer": "adamw"}, times=4),
 )
 """Those that change nothing in what is computed first, then those that do, then more hardware."""
 

@@ -11,16 +11,12 @@ from torch import Tensor
 
 from core.errors import InputError
 from core.models.pretrained import PretrainedDenoiser
+from core.models.tiling import TiledImages
 from core.models.vision import QwenVision, SquareVision, TiledVision
-
-_TILES = 64
-"""Tiles that go through a tower at once, as in core.models.vision."""
 
 
 def image_features(model: PretrainedDenoiser, size: tuple[int, int], rows: int) -> Tensor:
     """(B, F, D): those of an image of this (width, height) in each row, where no content decides about a size.
-
-    Of tiles, what is cut off or shrunk is counted too.
 
     Raises:
         InputError: the model has no eyes, such that are not planned, or that cannot see an image of this size.
@@ -39,12 +35,13 @@ def image_features(model: PretrainedDenoiser, size: tuple[int, int], rows: int) 
 
 
 def _of_tiles(vision: TiledVision, size: tuple[int, int], rows: int, dtype: torch.dtype) -> Tensor:
+    """As the model's own tiling makes them, which asks for sizes alone."""
     grid_width, grid_height = vision.tiling.grid(*size)
     side = vision.tiling.side
     tiles = 1 + (grid_width // side) * (grid_height // side)
     pixels_TCSS = torch.zeros(rows * tiles, 3, side, side, dtype=dtype)
-    seen = [vision.adapter(vision.tower(part)) for part in torch.split(pixels_TCSS, _TILES)]
-    return torch.cat(seen).view(rows, -1, seen[0].shape[-1])
+    seen = vision.features(TiledImages(tiles_TCSS=pixels_TCSS, counts=(tiles,) * rows, sizes=(size,) * rows))
+    return seen.values_FD.view(rows, -1, seen.values_FD.shape[1])
 
 
 def _of_patches(vision: QwenVision, size: tuple[int, int], rows: int) -> Tensor:

@@ -119,6 +119,16 @@ def test_the_plan_counts_images(tmp_path, kind):
     assert plan_training(blank(folder), settings, RowSizes(text=50, supervised=30)).working < 0.9 * plan.working
 
 
+@pytest.mark.parametrize("image", [(640, 480), (1000, 100)])
+def test_what_a_tiling_shrinks_or_cuts_off_does_not_enter_the_language_model(tmp_path, image):
+    folder = with_eyes(tmp_path, "llada_v")
+    settings = TrainSettings(steps=2, batch_size=6, warmup=0, optimizer="adamw")
+    plan = plan_training(blank(folder), settings, RowSizes(text=50, supervised=30, image=image))
+    model = load_denoiser(folder)
+    found = measured(model, settings, Rows(model, settings, text=50, supervised=30, image=image))
+    assert plan.total == pytest.approx(found, rel=0.05)
+
+
 def test_processes_share_what_belongs_to_weights_and_gather_a_part():
     settings = TrainSettings(batch_size=8, optimizer="adamw")
     row = RowSizes(text=200, supervised=120)
@@ -157,3 +167,20 @@ def test_what_helps_is_said_and_helps(tmp_path):
     assert {one.change for one in found} >= {"micro_batch = 1", "gradient_checkpointing = true"}
     assert all(one.plan.total <= needed // 2 for one in found)
     assert remedies(make, settings, row, processes=1, memory=1000) == []
+
+
+def test_a_training_that_saves_memory_in_every_other_way_is_told_to_take_more_processes():
+    settings = TrainSettings(
+        batch_size=8, micro_batch=1, optimizer="adamw", precision="bf16", gradient_checkpointing=True,
+        lora=LoraSettings(rank=16),
+    )  # fmt: skip
+    row = RowSizes(text=20, supervised=12)
+
+    def make():
+        return denoiser(DEEP).to(torch.bfloat16)
+
+    memory = plan_training(make(), settings, row).total // 2
+    for processes in (1, 2):
+        (only,) = remedies(make, settings, row, processes=processes, memory=memory)
+        assert only.change == f"compute.processes = {4 * processes} with optimizer = 'adamw'"
+        assert only.plan == plan_training(make(), settings, row, processes=4 * processes)
