@@ -38,7 +38,7 @@ from core.training.optim import (
     set_learning_rate,
 )
 from core.training.parts import Part, is_whole, parts_of
-from core.training.settings import TrainSettings, dump_settings
+from core.training.settings import SAVES_MEMORY, TrainSettings, dump_settings
 from core.training.sharding import ALONE, Processes, deal_out, put_together, share_of, whole
 from core.training.trainee import Trainee, prepare
 from core.training.window import Totals, Window
@@ -316,7 +316,7 @@ def _save(
         save_state(folder, TrainingState(step=step, model=model, optimizer=optimizer, about=about))
 
 
-_GOES_ON = ("log_every", "checkpoint_every", "micro_batch", "gradient_checkpointing")
+_GOES_ON = ("log_every", "checkpoint_every", *SAVES_MEMORY)
 """Settings that a training may go on without: they change no update, those of memory up to rounding."""
 
 
