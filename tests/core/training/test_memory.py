@@ -81,8 +81,15 @@ SETTINGS = {
     "activations again": {"optimizer": "adamw", "gradient_checkpointing": True},
     "adapters": {"optimizer": "adamw", "lora": LoraSettings(rank=4)},
     "bf16": {"optimizer": "adamw", "precision": "bf16"},
+    "bf16, activations again": {
+        "optimizer": "adamw", "precision": "bf16", "micro_batch": 2, "gradient_checkpointing": True,
+    },
+    "bf16 adapters, activations again": {
+        "optimizer": "adamw", "precision": "bf16", "micro_batch": 2, "gradient_checkpointing": True,
+        "lora": LoraSettings(rank=4),
+    },
     "head alone": {"optimizer": "adamw", "group_lr": GroupRates(language=0.0)},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -93,6 +100,17 @@ def test_the_plan_is_what_a_training_holds(name):
     model = denoiser(SMALL)
     found = measured(model, settings, Rows(model, settings, text=row.text, supervised=row.supervised))
     assert plan.total == pytest.approx(found, rel=0.1)
+
+
+def test_weights_in_bf16_are_never_all_there_at_once_where_activations_are_computed_again():
+    shape = Shape(vocabulary=100, hidden=128, layers=12, heads=4, intermediate=512)
+    model, settings = (
+        denoiser(shape),
+        TrainSettings(steps=2, batch_size=4, warmup=0, **SETTINGS["bf16, activations again"]),
+    )
+    in_bf16 = sum(p.nbytes for p in model.parameters()) // 2
+    always = 8 * in_bf16  # weights, gradients and the optimizer's two moments in fp32
+    assert measured(model, settings, Rows(model, settings, text=50, supervised=30)) - always < 0.5 * in_bf16
 
 
 def with_eyes(tmp_path, kind):
