@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from torch.profiler import ProfilerActivity, profile
 
 from core.models.compose import compose
@@ -111,6 +112,18 @@ def test_weights_in_bf16_are_never_all_there_at_once_where_activations_are_compu
     in_bf16 = sum(p.nbytes for p in model.parameters()) // 2
     always = 8 * in_bf16  # weights, gradients and the optimizer's two moments in fp32
     assert measured(model, settings, Rows(model, settings, text=50, supervised=30)) - always < 0.5 * in_bf16
+
+
+def test_adapters_of_the_same_input_keep_it_once(monkeypatch):
+    settings = TrainSettings(steps=2, batch_size=4, warmup=0, optimizer="adamw", precision="bf16",
+                             lora=LoraSettings(rank=4))  # fmt: skip
+    found = []
+    for _ in range(2):
+        model = denoiser(SMALL).to(torch.bfloat16)
+        found.append(measured(model, settings, Rows(model, settings, text=200, supervised=120)))
+        monkeypatch.setattr(LoraLinear, "_cast_input_dtype", lambda self, x, dtype: x.to(dtype))
+    input_in_bf16 = 2 * 4 * 200 * SMALL.hidden
+    assert found[1] - found[0] > 3 * SMALL.layers * input_in_bf16, "of q, k and v two copies, of gate and up one"
 
 
 def with_eyes(tmp_path, kind):
