@@ -249,6 +249,23 @@ class RunConfig(Settings):
     compute: ComputeSettings = ComputeSettings()
     place: PlaceSettings = PlaceSettings()
 
+    @model_validator(mode="after")
+    def _processes_have_an_optimizer(self) -> Self:
+        for name, settings in self.trainings.items():
+            if self.compute.processes > 1 and settings.optimizer == "muon":
+                raise ConfigError(
+                    f"{name}.optimizer: Muon needs whole matrices, and compute.processes deals them out: "
+                    f"set {name}.optimizer = 'adamw', or compute.processes = 1"
+                )
+        return self
+
+    @property
+    def trainings(self) -> dict[str, TrainSettings]:
+        """Those that a run of this configuration has, by the names of their groups of settings."""
+        rounds = {"stage2": self.stage2} if self.rounds.n else {}
+        found = {"base": self.base, "stage1": self.stage1, **rounds, "control": self.baseline}
+        return {name: settings for name, settings in found.items() if settings.steps}
+
     @property
     def baseline(self) -> TrainSettings:
         """The mask-predict baseline's training: never fewer steps than stage 1 and all rounds together."""

@@ -14,7 +14,6 @@ from core.corruption.responses import prompt_ids
 from core.errors import ConfigError, InputError
 from core.models.pretrained import PretrainedDenoiser
 from core.training.memory import MemoryPlan, Remedy, RowSizes, blank, plan_training, remedies
-from core.training.settings import TrainSettings
 from flows.running import DONE, FAILED, emit
 
 _GB = 10**9
@@ -41,7 +40,7 @@ def run_planning(config: RunConfig, *, memory_gb: float | None, image: tuple[int
     row, said = _row(config, blank(checkpoint), image)
     plans: dict[str, MemoryPlan] = {}
     helps: dict[str, list[Remedy]] = {}
-    for name, settings in _trainings(config).items():
+    for name, settings in config.trainings.items():
         plans[name] = plan_training(blank(checkpoint), settings, row, processes=processes)
         if plans[name].total > budget:
             helps[name] = remedies(lambda: blank(checkpoint), settings, row, processes=processes, memory=budget)
@@ -84,12 +83,6 @@ def _row(config: RunConfig, model: PretrainedDenoiser, image: tuple[int, int]) -
         raise InputError(f"--image {width} {height}: {error}") from error
     row = RowSizes(text=prompt + response, supervised=response, image=(width, height))
     return row, f"{said}, and an image of {width} x {height}, which takes {positions:,} positions"
-
-
-def _trainings(config: RunConfig) -> dict[str, TrainSettings]:
-    """Those that a run of this configuration has."""
-    found = {"base": config.base, "stage1": config.stage1, "stage2": config.stage2, "control": config.baseline}
-    return {name: settings for name, settings in found.items() if settings.steps}
 
 
 def _memory(processes: int) -> float:

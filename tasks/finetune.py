@@ -22,7 +22,7 @@ from core.settings import Settings
 from core.stage import Output
 from core.training.job import MODEL, TrainJob
 from core.training.loop import TrainResult
-from core.training.settings import CURVES_FILE, TrainSettings, VisionSettings, dump_settings
+from core.training.settings import CURVES_FILE, SAVES_MEMORY, TrainSettings, VisionSettings, dump_settings
 from core.training.vision import warm_up_vision
 from data_contracts import Samples, TrainingExamples
 from tasks.compute import load_model, train_on, use_threads
@@ -82,7 +82,8 @@ class FinetuneConfig(Settings):
 
     @field_serializer("train")
     def _keeps_its_key(self, train: TrainSettings) -> dict[str, Any]:
-        return dump_settings(train)
+        """What saves memory is of no matter: a training that did not fit goes on, with less, where it stopped."""
+        return {name: value for name, value in dump_settings(train).items() if name not in SAVES_MEMORY}
 
 
 def prompted(denoiser: TrainableDenoiser, model: ModelSettings) -> None:

@@ -58,6 +58,10 @@ class Ahead:
         """Whether any row shows an image."""
         return self._batches.pictured
 
+    def shows(self, step: int) -> bool:
+        """Whether any row of a step shows an image."""
+        return self._batches.shows(step)
+
     def labels(self, step: int, places_P: NDArray[np.int64] | None = None) -> int:
         """Tokens of the rows of a step, or of some of them, whose image region is known."""
         return self._batches.labels(step, places_P)

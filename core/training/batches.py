@@ -141,6 +141,10 @@ class Examples:
         """Positions of each row in the model, (N,): its tokens, and those of an image inside the text."""
         return self._length_N if self._positions_N is None else self._positions_N
 
+    def shows(self, rows: NDArray[np.int64]) -> bool:
+        """Whether any of these rows has an image."""
+        return any(self._sha_N[row] is not None for row in rows)
+
     def labels(self, rows: NDArray[np.int64]) -> int:
         """Tokens of these rows whose image region is known."""
         if self._regions is None:
@@ -263,6 +267,10 @@ class TrainingBatches:
         """Tokens of its rows, or of some, whose image region is known."""
         rows = self._rows_of(step)
         return self._examples.labels(rows if places_P is None else rows[places_P])
+
+    def shows(self, step: int) -> bool:
+        """Whether any of its rows shows an image."""
+        return self._examples.shows(self._rows_of(step))
 
     def _rows_of(self, step: int) -> NDArray[np.int64]:
         return self._rows[self._order.step(step)]

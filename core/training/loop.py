@@ -38,8 +38,8 @@ from core.training.optim import (
     set_learning_rate,
 )
 from core.training.parts import Part, is_whole, parts_of
-from core.training.settings import TrainSettings, dump_settings
-from core.training.sharding import ALONE, Processes, deal_out, put_together, share_of, whole
+from core.training.settings import SAVES_MEMORY, TrainSettings, dump_settings
+from core.training.sharding import ALONE, Processes, deal_out, drop_gradients_of_sight, put_together, share_of, whole
 from core.training.trainee import Trainee, prepare
 from core.training.window import Totals, Window
 from data_contracts import TokenKind
@@ -64,6 +64,10 @@ class Batches(Protocol):
 
     def labels(self, step: int, places_P: NDArray[np.int64] | None = None) -> int:
         """Tokens of those rows, or of some, whose image region is known."""
+        ...
+
+    def shows(self, step: int) -> bool:
+        """Whether any of those rows shows an image."""
         ...
 
     @property
@@ -149,6 +153,8 @@ def train(
         check()
         set_learning_rate(optimizers, learning_rate(step, settings))
         measured = [_backward(step_loss, share) for share in _shares(batches, step, parts, settings, grounding_weight)]
+        if processes.mesh is not None and not batches.shows(step):
+            drop_gradients_of_sight(model)
         norm = _update(trainee, optimizers, measured, step)
         window.add([metrics for metrics in measured if metrics], {"grad_norm": norm})
         done = step + 1
@@ -316,7 +322,7 @@ def _save(
         save_state(folder, TrainingState(step=step, model=model, optimizer=optimizer, about=about))
 
 
-_GOES_ON = ("log_every", "checkpoint_every", "micro_batch", "gradient_checkpointing")
+_GOES_ON = ("log_every", "checkpoint_every", *SAVES_MEMORY)
 """Settings that a training may go on without: they change no update, those of memory up to rounding."""
 
 

@@ -51,6 +51,7 @@ class Adapters:
         with torch.device("meta"):  # or peft would draw from torch's own stream, which all threads share
             self._tuner: Any = LoraModel(cast(nn.Module, model), config, _NAME)
         for name, layer in self.layers().items():
+            layer.cast_input_dtype_enabled = False  # autocast would undo it, and each layer keep a copy of its own
             _draw(layer, name, seed)
 
     def layers(self) -> dict[str, LoraLinear]:

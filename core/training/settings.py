@@ -77,6 +77,9 @@ class TrainSettings(UpdateSettings):
     """Updates whose rows are dealt out by length, so that little is padded; 0: rows of any length stand together."""
 
 
+SAVES_MEMORY = ("micro_batch", "gradient_checkpointing")
+"""Settings that change an update by rounding alone: a training that did not fit goes on with others."""
+
 _LATER = ("group_lr", "lora", "precision", "micro_batch", "gradient_checkpointing", "bucket")
 
 

@@ -71,7 +71,7 @@ def deal_out(step: nn.Module, model: TrainableDenoiser, processes: Processes, *,
     a tower runs as often as a process has tiles, so its layers must not wait for those of other processes.
 
     `pictured`: rows may show images, those of one process alone perhaps; where it has none, the gradients of what sees
-    are zeros for it. Where nobody has any, nothing is updated, not even by weight decay.
+    are zeros for it; see `drop_gradients_of_sight` for steps in which nobody has any.
     """
     for layer in layers_of(model):
         fully_shard(layer, mesh=processes.mesh)
@@ -81,6 +81,12 @@ def deal_out(step: nn.Module, model: TrainableDenoiser, processes: Processes, *,
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
             part.set_reduce_scatter_unused_params(pictured, recurse=False)
+
+
+def drop_gradients_of_sight(model: TrainableDenoiser) -> None:
+    """After a step that shows no image: one process would have none, and zeros let momentum and decay move weights."""
+    for p in model.vision_parameters():
+        p.grad = None
 
 
 def layers_of(model: TrainableDenoiser) -> Iterator[nn.Module]:

@@ -27,10 +27,15 @@ class Trainee:
     _before: Mapping[str, tuple[torch.dtype, bool]] = field(default_factory=dict)
 
     def computing(self) -> AbstractContextManager[object]:
-        """Forwards run in here: in bf16 where the settings say so."""
+        """Forwards run in here: in bf16 where the settings say so.
+
+        Weights in bf16 are kept until the forward ends, unless activations are not kept either: a layer then makes
+        them anew, and all of them are never there at once.
+        """
         if self.settings.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
+        keeps = not self.settings.gradient_checkpointing
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, cache_enabled=keeps)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that the training changes; the others are in the checkpoint that it started from."""

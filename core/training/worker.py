@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +18,9 @@ from core.ingest.images import StoredImages
 from core.training.job import TrainJob, train_here
 from core.training.launch import DEVICES, ERROR, IMAGES, JOB, REJECTS, REPORT, RESULT, ROWS
 from core.training.sharding import Processes
+
+_PATIENCE = timedelta(hours=2)
+"""The others wait while the first process writes checkpoints: 100 GB take longer than torch's ten minutes."""
 
 
 def main(folder: Path) -> int:
@@ -57,7 +61,7 @@ def _join(devices: list[str]) -> tuple[Processes, str]:
     device = torch.device(devices[dist.get_node_local_rank()])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl")
+    dist.init_process_group("gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl", timeout=_PATIENCE)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     return Processes(rank=dist.get_rank(), world=dist.get_world_size(), mesh=mesh), str(device)
 

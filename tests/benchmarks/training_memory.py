@@ -9,7 +9,6 @@ as much. Two steps of forward, backward and AdamW, so that the optimizer's state
 import json
 import resource
 import sys
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import psutil
@@ -67,7 +66,7 @@ def measure(case: MemoryCase) -> Memory:
     whole = training_step.batch(
         shape, rows=case.rows, prompt=case.prompt, response=case.response, supervised=case.supervised
     )
-    with large_tensors_apart() if case.way == "redraft" else nullcontext():  # as core.training.job has it
+    with large_tensors_apart():  # as core.training.job has it; all ways alike
         for _ in range(2):
             for part in training_step.parts(whole, case.at_once or case.rows):
                 training_step.WAYS[case.way](model, part)

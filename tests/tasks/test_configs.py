@@ -58,3 +58,9 @@ def test_a_training_without_what_came_later_keeps_the_key_that_it_had():
     adapted = plain.model_copy(update={"train": TrainSettings(lora=LoraSettings(rank=4))})
     assert adapted.model_dump(mode="json")["train"]["lora"] == {"rank": 4, "alpha": 32.0, "targets": []}
     assert FinetuneConfig.model_validate(adapted.model_dump()) == adapted
+
+
+def test_what_saves_memory_in_a_training_does_not_change_its_key():
+    plain = FinetuneConfig(name="base", train=TrainSettings(), objective=ObjectiveSettings(), seed=0)
+    small = plain.model_copy(update={"train": TrainSettings(micro_batch=2, gradient_checkpointing=True)})
+    assert small.model_dump(mode="json") == plain.model_dump(mode="json")

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
 from transformers import AutoModelForMaskedLM, LlamaForCausalLM
 
 from core.errors import ConfigError
@@ -14,7 +15,7 @@ from core.training.lora import Adapters
 from core.training.settings import LoraSettings, TrainSettings
 from tests.core.models.checkpoints import published
 from tests.core.models.test_masked_lm import CONFIGS, some_ids, written
-from tests.core.training.trainings import Cut, batches_of, same_bits, weights
+from tests.core.training.trainings import Cut, batches_of, same_bits, trained, weights
 
 LORA = LoraSettings(rank=4, alpha=8.0)
 SETTINGS = TrainSettings(steps=4, batch_size=4, lr=1e-2, warmup=0, checkpoint_every=2, lora=LORA)
@@ -118,6 +119,16 @@ def test_a_killed_and_resumed_lora_training_ends_with_the_same_bits(folder, tmp_
     result = train(resumed, batches_of(resumed, settings), settings, seed=3, checkpoint_dir=tmp_path / "steps")
     assert result.resumed_at == 2
     assert same_bits(whole, resumed)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inputs_that_are_not_cast_to_the_adapters_dtype_give_the_same_bits(folder, precision, dtype, monkeypatch):
+    settings = SETTINGS.model_copy(update={"precision": precision})
+    plain, _ = trained(folder, settings, seed=3, dtype=dtype)
+    monkeypatch.setattr(LoraLinear, "_cast_input_dtype", lambda self, x, dtype: x.to(dtype))
+    cast, _ = trained(folder, settings, seed=3, dtype=dtype)
+    assert same_bits(plain, cast)
 
 
 def test_chosen_layers_alone_are_adapted(folder):

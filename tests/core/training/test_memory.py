@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from torch.profiler import ProfilerActivity, profile
 
 from core.models.compose import compose
@@ -81,8 +82,15 @@ SETTINGS = {
     "activations again": {"optimizer": "adamw", "gradient_checkpointing": True},
     "adapters": {"optimizer": "adamw", "lora": LoraSettings(rank=4)},
     "bf16": {"optimizer": "adamw", "precision": "bf16"},
+    "bf16, activations again": {
+        "optimizer": "adamw", "precision": "bf16", "micro_batch": 2, "gradient_checkpointing": True,
+    },
+    "bf16 adapters, activations again": {
+        "optimizer": "adamw", "precision": "bf16", "micro_batch": 2, "gradient_checkpointing": True,
+        "lora": LoraSettings(rank=4),
+    },
     "head alone": {"optimizer": "adamw", "group_lr": GroupRates(language=0.0)},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -93,6 +101,29 @@ def test_the_plan_is_what_a_training_holds(name):
     model = denoiser(SMALL)
     found = measured(model, settings, Rows(model, settings, text=row.text, supervised=row.supervised))
     assert plan.total == pytest.approx(found, rel=0.1)
+
+
+def test_weights_in_bf16_are_never_all_there_at_once_where_activations_are_computed_again():
+    shape = Shape(vocabulary=100, hidden=128, layers=12, heads=4, intermediate=512)
+    model, settings = (
+        denoiser(shape),
+        TrainSettings(steps=2, batch_size=4, warmup=0, **SETTINGS["bf16, activations again"]),
+    )
+    in_bf16 = sum(p.nbytes for p in model.parameters()) // 2
+    always = 8 * in_bf16  # weights, gradients and the optimizer's two moments in fp32
+    assert measured(model, settings, Rows(model, settings, text=50, supervised=30)) - always < 0.5 * in_bf16
+
+
+def test_adapters_of_the_same_input_keep_it_once(monkeypatch):
+    settings = TrainSettings(steps=2, batch_size=4, warmup=0, optimizer="adamw", precision="bf16",
+                             lora=LoraSettings(rank=4))  # fmt: skip
+    found = []
+    for _ in range(2):
+        model = denoiser(SMALL).to(torch.bfloat16)
+        found.append(measured(model, settings, Rows(model, settings, text=200, supervised=120)))
+        monkeypatch.setattr(LoraLinear, "_cast_input_dtype", lambda self, x, dtype: x.to(dtype))
+    input_in_bf16 = 2 * 4 * 200 * SMALL.hidden
+    assert found[1] - found[0] > 3 * SMALL.layers * input_in_bf16, "of q, k and v two copies, of gate and up one"
 
 
 def with_eyes(tmp_path, kind):
@@ -117,6 +148,16 @@ def test_the_plan_counts_images(tmp_path, kind):
     found = measured(model, settings, Rows(model, settings, text=row.text, supervised=row.supervised, image=image))
     assert plan.total == pytest.approx(found, rel=0.2)
     assert plan_training(blank(folder), settings, RowSizes(text=50, supervised=30)).working < 0.9 * plan.working
+
+
+@pytest.mark.parametrize("image", [(640, 480), (1000, 100)])
+def test_what_a_tiling_shrinks_or_cuts_off_does_not_enter_the_language_model(tmp_path, image):
+    folder = with_eyes(tmp_path, "llada_v")
+    settings = TrainSettings(steps=2, batch_size=6, warmup=0, optimizer="adamw")
+    plan = plan_training(blank(folder), settings, RowSizes(text=50, supervised=30, image=image))
+    model = load_denoiser(folder)
+    found = measured(model, settings, Rows(model, settings, text=50, supervised=30, image=image))
+    assert plan.total == pytest.approx(found, rel=0.05)
 
 
 def test_processes_share_what_belongs_to_weights_and_gather_a_part():
@@ -157,3 +198,20 @@ def test_what_helps_is_said_and_helps(tmp_path):
     assert {one.change for one in found} >= {"micro_batch = 1", "gradient_checkpointing = true"}
     assert all(one.plan.total <= needed // 2 for one in found)
     assert remedies(make, settings, row, processes=1, memory=1000) == []
+
+
+def test_a_training_that_saves_memory_in_every_other_way_is_told_to_take_more_processes():
+    settings = TrainSettings(
+        batch_size=8, micro_batch=1, optimizer="adamw", precision="bf16", gradient_checkpointing=True,
+        lora=LoraSettings(rank=16),
+    )  # fmt: skip
+    row = RowSizes(text=20, supervised=12)
+
+    def make():
+        return denoiser(DEEP).to(torch.bfloat16)
+
+    memory = plan_training(make(), settings, row).total // 2
+    for processes in (1, 2):
+        (only,) = remedies(make, settings, row, processes=processes, memory=memory)
+        assert only.change == f"compute.processes = {4 * processes} with optimizer = 'adamw'"
+        assert only.plan == plan_training(make(), settings, row, processes=4 * processes)

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing
+from safetensors.torch import load_file
 
 from core.errors import ConfigError
 from core.models.denoiser import load_denoiser
@@ -15,6 +17,7 @@ from core.training.sharding import ALONE, Processes, put_together
 from core.training.trainee import prepare
 from tests.core.models.checkpoints import published
 from tests.core.models.test_masked_lm import CONFIGS, written
+from tests.core.models.test_published_use import SHAS
 from tests.core.training import two_processes
 from tests.core.training.trainings import apart, batches_of, same_bits, trained, weights
 
@@ -38,7 +41,7 @@ def curve(folder, name):
     return json.loads((folder / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", [*two_processes.CASES, "some blind", "one blind"])
+@pytest.mark.parametrize("name", [*two_processes.CASES, "some blind", "one blind", "blind steps"])
 def test_two_processes_end_where_one_does(found, name):
     checkpoint, two, one = found
     for (_, ours), (_, alone) in zip(curve(two, name), curve(one, name), strict=True):
@@ -48,6 +51,31 @@ def test_two_processes_end_where_one_does(found, name):
         assert ours["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
     models = [load_denoiser(folder / name) for folder in (two, one)]
     assert apart(*models, load_denoiser(checkpoint)) < 5e-3
+
+
+def test_steps_without_images_come_among_others_with(found):
+    settings = two_processes.BLIND_STEPS
+    batches = batches_of(load_denoiser(found[0]), settings, [*SHAS, None, None, None])
+    shown = [batches.shows(step) for step in range(settings.steps)]
+    assert (True, False) in pairwise(shown)
+    assert shown == [batches.batch(step).pixels is not None for step in range(settings.steps)]
+
+
+def test_weights_that_stand_still_in_bf16_are_dealt_out_beside_adapters_in_fp32(found):
+    checkpoint, two, one = found
+    for (_, ours), (_, alone) in zip(curve(two, "frozen in bf16"), curve(one, "frozen in bf16"), strict=True):
+        assert ours["loss"] == pytest.approx(alone["loss"], rel=0.01)
+        assert ours["grad_norm"] == pytest.approx(alone["grad_norm"], rel=0.05)
+    ours, alone = (
+        load_file(folder / "frozen in bf16" / "adapter" / "adapter_model.safetensors") for folder in (two, one)
+    )
+    assert {tensor.dtype for tensor in ours.values()} == {torch.float32}
+    up = [name for name in ours if "lora_B" in name]
+    distance = sum((ours[name] - alone[name]).square().sum() for name in up)
+    assert (distance / sum(alone[name].square().sum() for name in up)).sqrt() < 0.2
+    still, before = load_denoiser(two / "frozen in bf16"), load_denoiser(checkpoint, dtype=torch.bfloat16)
+    assert {p.dtype for p in still.parameters()} == {torch.bfloat16}
+    assert torch.equal(still.head.weight, before.head.weight)
 
 
 def test_two_processes_train_a_head_that_shares_the_token_embedding(found):

@@ -118,15 +118,16 @@ def test_activations_cannot_be_computed_again_by_a_model_that_does_not_know_how(
         prepare(scene_model(), changed(gradient_checkpointing=True), seed=0)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("lora", [LoraSettings(), LORA])
-def test_activations_that_are_computed_again_give_the_same_bits(folder, lora, monkeypatch):
+def test_activations_that_are_computed_again_give_the_same_bits(folder, lora, precision, monkeypatch):
     calls = []
     layer = type(load_denoiser(folder).language.layers[0].mlp)
     forward = layer.forward
     monkeypatch.setattr(layer, "forward", lambda self, x: calls.append(1) or forward(self, x))
-    plain, first = trained(folder, changed(lora=lora))
+    plain, first = trained(folder, changed(lora=lora, precision=precision))
     once = len(calls)
-    again, second = trained(folder, changed(lora=lora, gradient_checkpointing=True))
+    again, second = trained(folder, changed(lora=lora, precision=precision, gradient_checkpointing=True))
     assert len(calls) == 3 * once
     assert same_bits(plain, again)
     assert first.metrics["loss"] == second.metrics["loss"]

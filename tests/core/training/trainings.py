@@ -45,7 +45,7 @@ class Cut:
 
     def __init__(self, batches, steps):
         self._batches, self._steps = batches, steps
-        self.pictured, self.labels = batches.pictured, batches.labels
+        self.pictured, self.labels, self.shows = batches.pictured, batches.labels, batches.shows
 
     def _check(self, step):
         if step >= self._steps:

@@ -27,12 +27,19 @@ CASES = {
         }
     ),
 }  # fmt: skip
+BLIND_STEPS = PLAIN.model_copy(update={"steps": 8, "batch_size": 3, "bucket": 4})
+"""Rows of text alone are shorter and come together."""
+FROZEN = CASES["lora"].model_copy(update={"precision": "bf16", "group_lr": GroupRates()})
+"""With a checkpoint in bf16: its weights stand still beside adapters in fp32."""
 
 
 class OneBlind:
     """The first row of each step and every fourth shows no image: one process of two has rows of text alone."""
 
     pictured = True
+
+    def shows(self, step):
+        return True
 
     def __init__(self, batches):
         self._batches = batches
@@ -78,6 +85,15 @@ def every_case(checkpoint: Path, folder: Path, processes: Processes, seen: Calla
     result = train(model, OneBlind(batches_of(model, settings)), settings, processes=processes)
     if processes.rank == 0:
         write(folder, "one blind", model, result)
+    model = load_denoiser(checkpoint)
+    batches = batches_of(model, BLIND_STEPS, [*SHAS, None, None, None])
+    result = train(model, batches, BLIND_STEPS, processes=processes)
+    if processes.rank == 0:
+        write(folder, "blind steps", model, result)
+    model = load_denoiser(checkpoint, dtype=torch.bfloat16)
+    result = train(model, batches_of(model, FROZEN), FROZEN, seed=1, processes=processes)
+    if processes.rank == 0:
+        write(folder, "frozen in bf16", model, result)
 
 
 def tied(checkpoint: Path, folder: Path, processes: Processes) -> None:
