@@ -137,23 +137,26 @@ def _look(
         inside=placeholder is not None,
         lengths=[len(prompt) for prompt in ids],
     )
-    pictured = [row for row, sha in enumerate(shas) if sha is not None]
-    if pictured:
+    if any(sha is not None for sha in shas):
         model.image_positions(1, 1)  # a model without eyes says so now, and once
-    if placeholder is None:
-        return shard
-    for row, prompt in enumerate(ids):
-        if row not in unusable and (places := prompt.count(placeholder)) != (images := int(shas[row] is not None)):
-            unusable[row] = RowError("image_placeholders", f"{places} places in the prompt for {images} images")
-    measured = [row for row in pictured if row not in unusable]
-    pictures = Pictures(model=model, load_image=load_image, shas=shas)
-    for row, positions in pictures.positions(measured, unusable).items():
-        shard.lengths[row] += positions - 1
+    if placeholder is not None:
+        _add_images(shard, placeholder, Pictures(model=model, load_image=load_image, shas=shas), unusable)
     for row, length in enumerate(shard.lengths):
         if row not in unusable and length + response_length > model.max_positions:
             need = f"{length} positions of prompt and image and {response_length} of the response"
             unusable[row] = RowError("prompt_too_long", f"{need}, but the model reads {model.max_positions}")
     return shard
+
+
+def _add_images(shard: _Shard, placeholder: int, pictures: Pictures, unusable: dict[int, RowError]) -> None:
+    """Make the rows' lengths those of prompts with their images inside."""
+    for row, prompt in enumerate(shard.prompts):
+        places, images = prompt.count(placeholder), int(shard.shas[row] is not None)
+        if row not in unusable and places != images:
+            unusable[row] = RowError("image_placeholders", f"{places} places in the prompt for {images} images")
+    measured = [row for row, sha in enumerate(shard.shas) if sha is not None and row not in unusable]
+    for row, positions in pictures.positions(measured, unusable).items():
+        shard.lengths[row] += positions - 1
 
 
 @torch.inference_mode()

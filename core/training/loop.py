@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypedDict, cast
+from typing import Protocol, cast
 
 import numpy as np
 import polars as pl
@@ -28,24 +28,19 @@ from core.interruption import check
 from core.models.denoiser import Features, TrainableDenoiser
 from core.objectives import grounding, weighed
 from core.training.batches import Batch
-from core.training.checkpoint import TrainingState, load_latest, save_state
 from core.training.lora import Merged
 from core.training.optim import (
     build_optimizers,
     learning_rate,
-    load_optimizer_tensors,
-    optimizer_tensors,
     set_learning_rate,
 )
 from core.training.parts import Part, is_whole, parts_of
-from core.training.settings import SAVES_MEMORY, TrainSettings, dump_settings
-from core.training.sharding import ALONE, Processes, deal_out, drop_gradients_of_sight, put_together, share_of, whole
+from core.training.resumption import CurvePoint, Reported, resume, save
+from core.training.settings import TrainSettings
+from core.training.sharding import ALONE, Processes, deal_out, drop_gradients_of_sight, put_together, whole
 from core.training.trainee import Trainee, prepare
-from core.training.window import Totals, Window
+from core.training.window import Window
 from data_contracts import TokenKind
-
-CurvePoint = tuple[int, Mapping[str, float]]
-"""Number of updates done, and the means of the metrics since the point before."""
 
 OnMetrics = Callable[[int, Mapping[str, float]], None]
 """Called with the number of updates done and the means of the metrics since the last call."""
@@ -145,7 +140,7 @@ def train(
     trainee = prepare(model, settings, seed=seed)
     step_loss = _dealt_out(trainee, processes, batches)
     optimizers = build_optimizers(model, settings, trainee.rates)
-    first, curve, window = _resume(trainee, optimizers, checkpoint_dir)
+    first, curve, window = resume(trainee, optimizers, checkpoint_dir)
     started = time.monotonic()
     parts = parts_of(settings.batch_size, micro_batch=settings.micro_batch, rank=processes.rank, world=processes.world)
     torch.set_num_threads(threads)  # and left so: to set it back would change trainings beside this one
@@ -164,8 +159,8 @@ def train(
             if on_metrics is not None and processes.rank == 0:
                 on_metrics(*curve[-1])
         if checkpoint_dir is not None and (done % settings.checkpoint_every == 0 or done == settings.steps):
-            reported: _Reported = {"curve": curve, "window": window.totals(processes.gather)}
-            _save(trainee, optimizers, reported, checkpoint_dir, done, processes)
+            reported: Reported = {"curve": curve, "window": window.totals(processes.gather)}
+            save(trainee, optimizers, reported, checkpoint_dir, done, processes)
     seconds = time.monotonic() - started
     if processes.mesh is not None:
         put_together(model, processes)
@@ -275,57 +270,3 @@ def _update(trainee: Trainee, optimizers: list[Optimizer], measured: list[dict[s
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return norm
-
-
-class _Reported(TypedDict):
-    """The metrics of the updates that are done: their means, and what the next report begins with."""
-
-    curve: list[CurvePoint]
-    window: Totals
-
-
-def _resume(trainee: Trainee, optimizers: list[Optimizer], folder: Path | None) -> tuple[int, list[CurvePoint], Window]:
-    """Load the newest checkpoint, if there is one. Returns the number of updates that are done, and their metrics."""
-    state = load_latest(folder) if folder is not None else None
-    if state is None:
-        return 0, [], Window()
-    if state.about["settings"] != _decisive(trainee.settings):
-        raise ConfigError(f"{folder} holds checkpoints of a training with other settings: use another folder")
-    _load_trained(trainee, state.model)
-    load_optimizer_tensors(trainee.model.named_parameters(), optimizers, state.optimizer)
-    curve = [(step, metrics) for step, metrics in state.about["curve"]]
-    return state.step, curve, Window(before=state.about["window"])
-
-
-@torch.no_grad()
-def _load_trained(trainee: Trainee, tensors: Mapping[str, Tensor]) -> None:
-    known = dict(trainee.model.named_parameters())
-    if strange := sorted(tensors.keys() - known.keys() | trainee.trained().keys() - tensors.keys()):
-        raise ConfigError(f"the training's checkpoint belongs to another model: {strange[0]!r} is in one of them alone")
-    for name, tensor in tensors.items():
-        known[name].copy_(share_of(tensor, known[name]))
-
-
-def _save(
-    trainee: Trainee,
-    optimizers: list[Optimizer],
-    reported: _Reported,
-    folder: Path,
-    step: int,
-    processes: Processes,
-) -> None:
-    """All processes gather, the first one writes."""
-    model = processes.whole(trainee.trained())
-    optimizer = processes.whole(optimizer_tensors(trainee.model.named_parameters(), optimizers))
-    about = {"settings": _decisive(trainee.settings), **reported}
-    if processes.rank == 0:
-        save_state(folder, TrainingState(step=step, model=model, optimizer=optimizer, about=about))
-
-
-_GOES_ON = ("log_every", "checkpoint_every", *SAVES_MEMORY)
-"""Settings that a training may go on without: they change no update, those of memory up to rounding."""
-
-
-def _decisive(settings: TrainSettings) -> dict[str, object]:
-    """The settings that the weights depend on."""
-    return {name: value for name, value in dump_settings(settings).items() if name not in _GOES_ON}
