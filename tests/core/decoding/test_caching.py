@@ -245,6 +245,18 @@ def test_the_prompt_cache_is_exact_for_any_prompts_and_plans(lengths, tokens, bl
     assert found.token_ids_BR.tolist() == expected.token_ids_BR.tolist()
 
 
+@pytest.mark.parametrize("stop", [2, 10, 22])
+def test_the_prompt_cache_is_exact_for_rows_that_miss_a_block_or_more(stop):
+    """A response that has ended takes no part in the blocks that follow."""
+    model, settings = scene_model(), DecodeSettings.parse(f"{SITTING_OUT} stop={stop}")
+    model.attend("prefix")
+    canvas = canvas_for(model, prompts_for(model, (3, 9, 5, 7, 2)), settings)
+    expected = run(model, Whole(model=model), canvas, settings)
+    found = run(model, reader_for(model, settings), canvas, settings)
+    assert found.token_ids_BR.tolist() == expected.token_ids_BR.tolist()
+    assert found.forwards_B.min() <= 8 < found.forwards_B.max()
+
+
 @pytest.mark.parametrize("lengths", [(3, 0), (16, 0, 2), (0, 0)])
 @pytest.mark.parametrize("name", ["dream_tiny", "scene"])
 def test_the_prompt_cache_is_exact_without_a_prompt(models, name, lengths):
