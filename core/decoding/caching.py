@@ -120,6 +120,7 @@ class PromptCache(StaleCache):
         return (0, self.response_length) if step is self.last else self.keeping.tokens(step, self.response_length)
 
     def _known(self, canvas: Canvas) -> KeyValues:
+        """Of all rows of this reader, each in its place."""
         if self.known is None:
             self.known = self.memory.remember_prompt(
                 canvas.ids_BL,
@@ -129,7 +130,7 @@ class PromptCache(StaleCache):
                 response_length=self.response_length,
             )
             self.features_BND = None  # never looked at again
-        elif self.is_lent:
+        if self.is_lent:
             self.known.restore()
             self.is_lent = False
         return self.known
@@ -138,6 +139,8 @@ class PromptCache(StaleCache):
         """What is known of those rows; this reader has it back when the next block begins."""
         if self.known is None:
             return super().select(rows)
+        if self.is_lent:
+            self.known.restore()
         self.is_lent = True
         return replace(self, known=self.known.select(rows), is_lent=False)
 
