@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.training.batches import Batch
-from core.training.loop import Batches
 from core.training.parts import Part
+from core.training.shares import Batches
 
 _Read = tuple[int, NDArray[np.int64] | None]
 """A step, and the places of its rows; None: all of them."""

@@ -13,12 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
-import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -34,41 +32,17 @@ from core.training.optim import (
     learning_rate,
     set_learning_rate,
 )
-from core.training.parts import Part, is_whole, parts_of
+from core.training.parts import parts_of
 from core.training.resumption import CurvePoint, Reported, resume, save
 from core.training.settings import TrainSettings
 from core.training.sharding import ALONE, Processes, deal_out, drop_gradients_of_sight, put_together, whole
+from core.training.shares import Batches, Share, shares
 from core.training.trainee import Trainee, prepare
 from core.training.window import Window
 from data_contracts import TokenKind
 
 OnMetrics = Callable[[int, Mapping[str, float]], None]
 """Called with the number of updates done and the means of the metrics since the last call."""
-
-
-class Batches(Protocol):
-    """Where training rows come from."""
-
-    def batch(self, step: int) -> Batch:
-        """The rows of update `step` (from 0): always the same for the same step."""
-        ...
-
-    def part(self, step: int, places_P: NDArray[np.int64]) -> Batch:
-        """Some of those rows, by their places among them."""
-        ...
-
-    def labels(self, step: int, places_P: NDArray[np.int64] | None = None) -> int:
-        """Tokens of those rows, or of some, whose image region is known."""
-        ...
-
-    def shows(self, step: int) -> bool:
-        """Whether any of those rows shows an image."""
-        ...
-
-    @property
-    def pictured(self) -> bool:
-        """Whether any row shows an image."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +121,8 @@ def train(
     for step in range(first, settings.steps):
         check()
         set_learning_rate(optimizers, learning_rate(step, settings))
-        measured = [_backward(step_loss, share) for share in _shares(batches, step, parts, settings, grounding_weight)]
-        if processes.mesh is not None and not batches.shows(step):
-            drop_gradients_of_sight(model)
-        norm = _update(trainee, optimizers, measured, step)
+        measured = [_backward(step_loss, share) for share in shares(batches, step, parts, settings, grounding_weight)]
+        norm = _update(trainee, optimizers, measured, step, sees=processes.mesh is None or batches.shows(step))
         window.add([metrics for metrics in measured if metrics], {"grad_norm": norm})
         done = step + 1
         if done % settings.log_every == 0 or done == settings.steps:
@@ -193,34 +165,7 @@ class StepLoss(nn.Module):
             return batch_loss(cast(TrainableDenoiser, self.model), batch, grounding_weight)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Share:
-    """Rows that are computed together. Their loss, times `scale`, is their share of the step's."""
-
-    batch: Batch
-    scale: float
-    grounding_weight: float
-
-
-def _shares(
-    batches: Batches, step: int, parts: list[Part], settings: TrainSettings, grounding_weight: float
-) -> Iterator[_Share]:
-    """What this process computes of a step, read when it is needed.
-
-    A part's loss is a mean over its rows, and, for the region head, over its labelled tokens; a step's, over its own.
-    """
-    if is_whole(parts, settings.batch_size):
-        yield _Share(batch=batches.batch(step), scale=1.0, grounding_weight=grounding_weight)
-        return
-    labels = batches.labels(step) if grounding_weight > 0 else 0
-    for part in parts:
-        scale = len(part.places) / settings.batch_size if part.counts else 0.0
-        own = batches.labels(step, part.places) if labels and part.counts else 0
-        weight = grounding_weight * own / (labels * scale) if own else grounding_weight
-        yield _Share(batch=batches.part(step, part.places), scale=scale, grounding_weight=weight)
-
-
-def _backward(step_loss: StepLoss, share: _Share) -> dict[str, Tensor]:
+def _backward(step_loss: StepLoss, share: Share) -> dict[str, Tensor]:
     """Add the gradients of a share of the loss. Returns its metrics; none of rows that do not count."""
     loss, metrics = step_loss(share.batch, share.grounding_weight)
     loss = loss * share.scale
@@ -256,8 +201,12 @@ def _features(model: TrainableDenoiser, batch: Batch) -> Features | None:
     return features if batch.images_B is None else features.grouped(batch.images_B)
 
 
-def _update(trainee: Trainee, optimizers: list[Optimizer], measured: list[dict[str, Tensor]], step: int) -> Tensor:
+def _update(
+    trainee: Trainee, optimizers: list[Optimizer], measured: list[dict[str, Tensor]], step: int, *, sees: bool
+) -> Tensor:
     """Update the weights and drop the gradients. Returns the norm of the gradient, over all processes."""
+    if not sees:
+        drop_gradients_of_sight(trainee.model)
     settings = trainee.settings
     norm = whole(torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), settings.grad_clip))
     loss = sum(metrics["loss"].item() for metrics in measured if metrics)

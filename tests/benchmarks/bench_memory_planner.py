@@ -2,8 +2,10 @@
 
 python -m tests.benchmarks.bench_memory_planner --out tests/results/benchmarks/memory_planner.json
 
-Each measurement is a process of its own (`tests.benchmarks.training_memory`): hidden 512, 8 layers, AdamW. Bounds say
-how far off the plan may be; the verb adds 20 % and 1 GB to what is planned.
+Each measurement is a process of its own (`tests.benchmarks.training_memory`): hidden 512, 8 layers, AdamW; all weights
+in fp32, and adapters on weights in bf16 with activations computed again, two rows at once, these with the largest
+vocabulary alone: with a small one, libraries take as much as such a training. Bounds say how far off the plan may be;
+the verb adds 20 % and 1 GB to what is planned. Images are in tests/core/training/test_memory.py.
 """
 
 import argparse
@@ -15,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from core.training.memory import RowSizes, plan_training
-from core.training.settings import TrainSettings
 from tests.benchmarks.record import Ratio, record
 from tests.benchmarks.training_memory import Memory, MemoryCase
 from tests.benchmarks.training_step import Shape, denoiser
@@ -24,10 +25,9 @@ from tests.benchmarks.training_step import Shape, denoiser
 def planned(case: MemoryCase) -> int:
     """Bytes."""
     shape = Shape(vocabulary=case.vocabulary, hidden=case.hidden, layers=case.layers, intermediate=3 * case.hidden)
-    settings = TrainSettings(optimizer="adamw", batch_size=case.rows, micro_batch=case.at_once)
     length = case.prompt + case.response
     row = RowSizes(text=length, supervised=round(case.supervised * length))
-    return plan_training(denoiser(shape), settings, row).total
+    return plan_training(denoiser(shape, dtype=case.dtype), case.settings, row).total
 
 
 def measured(case: MemoryCase, threads: int) -> Memory:
@@ -46,14 +46,16 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     cases = [
-        MemoryCase(way="redraft", vocabulary=vocabulary, rows=rows)
+        MemoryCase(way="redraft", vocabulary=vocabulary, rows=rows, adapted=adapted, at_once=2 if adapted else 0)
         for vocabulary in args.vocabularies
         for rows in args.rows
+        for adapted in ((False, True) if vocabulary == max(args.vocabularies) else (False,))
     ]
     found: dict[str, Any] = {}
     ratios = []
     for case in cases:
-        name = f"vocabulary {case.vocabulary:,}, {case.rows} rows"
+        how = ", adapters, bf16, two rows at once" if case.adapted else ""
+        name = f"vocabulary {case.vocabulary:,}, {case.rows} rows{how}"
         plan, real = planned(case), measured(case, args.threads)
         found[name] = {"planned": plan, "measured": real.step, **asdict(real)}
         for kind, bound in (("at least", 0.8), ("at most", 1.2)):

@@ -41,9 +41,10 @@ from core.models.tokenizer import build_word_tokenizer
 from core.seeds import rng
 from core.training.ahead import Ahead
 from core.training.batches import Batch, TrainingBatches
-from core.training.loop import Batches, train
+from core.training.loop import train
 from core.training.parts import Part, is_whole, parts_of
 from core.training.settings import TrainSettings
+from core.training.shares import Batches
 from core.worlds import scenes
 from data_contracts import HallucinationPairs, TokenKind
 from tests.benchmarks.paragraphs import large_tokenizer, samples_and_pairs

@@ -15,15 +15,21 @@ import psutil
 import torch
 
 from core.heap import large_tensors_apart
+from core.training.loop import batch_loss
 from core.training.optim import build_optimizers
-from core.training.settings import TrainSettings
+from core.training.settings import LoraSettings, TrainSettings
+from core.training.trainee import prepare
 from tests.benchmarks import training_step
 from tests.benchmarks.training_step import Shape
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryCase:
-    """What is measured: a way of `training_step`, the model's sizes and the batch; `at_once`: rows a forward."""
+    """What is measured: a way of `training_step`, the model's sizes and the batch; `at_once`: rows a forward.
+
+    adapted: as the preset for published checkpoints trains: adapters in fp32 on weights in bf16, computed in bf16,
+    activations computed again.
+    """
 
     way: str
     vocabulary: int
@@ -34,6 +40,19 @@ class MemoryCase:
     response: int = 128
     supervised: float = 0.5
     at_once: int = 0
+    adapted: bool = False
+
+    @property
+    def settings(self) -> TrainSettings:
+        """Of the training."""
+        plain = TrainSettings(optimizer="adamw", batch_size=self.rows, micro_batch=self.at_once)
+        less = {"lora": LoraSettings(rank=16), "precision": "bf16", "gradient_checkpointing": True}
+        return plain.model_copy(update=less) if self.adapted else plain
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights as they are loaded."""
+        return torch.bfloat16 if self.adapted else torch.float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +77,12 @@ class Memory:
 def measure(case: MemoryCase) -> Memory:
     """Run the steps in this process, which must be fresh."""
     shape = Shape(vocabulary=case.vocabulary, hidden=case.hidden, layers=case.layers, intermediate=3 * case.hidden)
-    training_step.WAYS["bare"](*_tiny())  # what torch loads when it first computes is no part of a step
+    with torch.autocast("cpu", torch.bfloat16, enabled=case.adapted):
+        training_step.WAYS["bare"](*_tiny())  # what torch loads when it first computes is no part of a step
     before = _resident()
-    model = training_step.denoiser(shape)
-    optimizers = build_optimizers(model, TrainSettings(optimizer="adamw"))
+    model = training_step.denoiser(shape, dtype=case.dtype)
+    trainee = prepare(model, case.settings, seed=0)
+    optimizers = build_optimizers(model, case.settings, trainee.rates)
     loaded = _resident()
     whole = training_step.batch(
         shape, rows=case.rows, prompt=case.prompt, response=case.response, supervised=case.supervised
@@ -69,7 +90,12 @@ def measure(case: MemoryCase) -> Memory:
     with large_tensors_apart():  # as core.training.job has it; all ways alike
         for _ in range(2):
             for part in training_step.parts(whole, case.at_once or case.rows):
-                training_step.WAYS[case.way](model, part)
+                if case.adapted:
+                    with trainee.computing():
+                        loss, _ = batch_loss(model, part, 0.0)
+                    loss.backward()
+                else:
+                    training_step.WAYS[case.way](model, part)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
