@@ -249,15 +249,14 @@ class RunConfig(Settings):
     compute: ComputeSettings = ComputeSettings()
     place: PlaceSettings = PlaceSettings()
 
-    @model_validator(mode="after")
-    def _processes_have_an_optimizer(self) -> Self:
+    def check_trainings(self) -> None:
+        """Raise ConfigError if several processes shall train with an optimizer that cannot be dealt out."""
         for name, settings in self.trainings.items():
             if self.compute.processes > 1 and settings.optimizer == "muon":
                 raise ConfigError(
                     f"{name}.optimizer: Muon needs whole matrices, and compute.processes deals them out: "
                     f"set {name}.optimizer = 'adamw', or compute.processes = 1"
                 )
-        return self
 
     @property
     def trainings(self) -> dict[str, TrainSettings]:

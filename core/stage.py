@@ -27,6 +27,7 @@ from core.manifest import (
     Producer,
     Ref,
     read_manifest,
+    read_table,
     stage_key,
     to_parquet,
     write_manifest,
@@ -212,13 +213,17 @@ def find_output(store: Store, stage: Stage, *, retry_failed: bool = False) -> St
 
 
 def check_some_rows(store: Store, shards: Sequence[Ref], what: str) -> None:
-    """Raise EmptyOutput if there is no good row in any of the shards."""
+    """Raise EmptyOutput if there is no good row in any of the shards; says why one of the rows is none."""
     counts = [read_manifest(store, shard.uri).counts for shard in shards]
     if not any(one.ok for one in counts):
         rejected, failed = (sum((Counter(part) for part in parts), Counter[str]()) for parts in (
             [one.rejected for one in counts], [one.failed for one in counts]
         ))  # fmt: skip
-        raise EmptyOutput(f"none of the {what} has a good row: rejected {dict(rejected)}, failed {dict(failed)}")
+        details = read_table(store, shards, Rejects)["detail"]
+        raise EmptyOutput(
+            f"none of the {what} has a good row: rejected {dict(rejected)}, failed {dict(failed)}"
+            + (f"; one of them: {details[0]}" if len(details) and details[0] else "")
+        )
 
 
 def intact(store: Store, folder: str) -> Manifest | None:

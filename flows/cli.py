@@ -18,6 +18,7 @@ from core.errors import ConfigError, RedraftError
 from flows.cli_data import compose, draft, estimate, export, ingest, pair, revise, tokens
 from flows.cli_looking import lineage, report, status
 from flows.cli_options import DEFAULTS, Config, Json, Limit
+from flows.cli_words import expanded, preset
 
 app = App(
     name="redraft",
@@ -27,16 +28,6 @@ app = App(
 
 for _verb in (ingest, pair, compose, draft, estimate, revise, export, tokens, status, report, lineage):
     app.command(_verb)
-_LENGTH = ("--model.response_length",)
-_SHORT = {
-    "--data": ("--data.source", "auto", "--data.path"),
-    "--images": ("--data.images",),
-    "--model": ("--model.checkpoint",),
-    "--device": ("--compute.devices",),
-    "--dtype": ("--draft.dtype",),
-    # what the published codes call it
-    **dict.fromkeys(("--gen_length", "--gen-length", "--max_new_tokens", "--max-new-tokens"), _LENGTH),
-}
 
 
 @app.command
@@ -206,16 +197,16 @@ def with_config(
     Parameters
     ----------
     config
-        A shipped configuration (scenes, smoke, real, checkpoint) or a TOML file. Left out: checkpoint for `draft`,
-        scenes for all others.
+        A shipped configuration (scenes, smoke, real, checkpoint) or a TOML file. Left out: scenes, but checkpoint for
+        drafts of a published model.
     """
-    path = config_path(config or ("checkpoint" if tokens[:1] == ("draft",) else "scenes"))
+    path = config_path(config or preset(tokens))
     if tokens and tokens[0] in _configured_verbs():
         # under the verb's name: at the top a table that is called like a verb (expert) would be passed over silently
         values = read_toml(path)
         parse_config(values, str(path))  # every wrong key at once, and no value: it may be a secret
         app.config = [Dict({tokens[0]: values}, source=str(path))]
-    verb, given, _ = app.parse_args(_expanded(tokens), exit_on_error=False)
+    verb, given, _ = app.parse_args(expanded(tokens), exit_on_error=False)
     if "config" in given.arguments:
         given.arguments["config"] = _settled(given.arguments["config"])
     result = verb(*given.args, **given.kwargs)
@@ -225,15 +216,6 @@ def with_config(
 def _configured_verbs() -> set[str]:
     """The verbs that read the configuration."""
     return {name for name in app if (verb := app[name].default_command) and "config" in signature(verb).parameters}
-
-
-def _expanded(tokens: tuple[str, ...]) -> list[str]:
-    """The tokens with the short forms written out, also in `--name=value`."""
-    written: list[str] = []
-    for token in tokens:
-        name, equals, value = token.partition("=")
-        written += [*_SHORT[name], *([value] if equals else [])] if name in _SHORT else [token]
-    return written
 
 
 def _settled(config: RunConfig) -> RunConfig:

@@ -16,6 +16,10 @@ def write_composition(vision: Path, decoder: Path, out: Path, *, seed: int) -> i
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists already: give another name, or delete it first")
     save_denoiser(compose(vision, decoder, seed=seed, placement=Placement()), out)
-    said = f"wrote {out}: its adapter knows nothing yet, train it with --model.checkpoint {out}"
+    rates = " ".join(f"--{name}.group_lr.vision_adapter 1e-3" for name in ("stage1", "stage2", "control"))
+    said = (
+        f"wrote {out}: its adapter knows nothing yet. Give it a rate, beside adapters of the language model too: "
+        f"redraft run --config checkpoint --model.checkpoint {out} {rates}"
+    )
     Console(stderr=True).print(Text(said), soft_wrap=True)
     return 0

@@ -31,6 +31,7 @@ def run_planning(config: RunConfig, *, memory_gb: float | None, image: tuple[int
     Raises:
         ConfigError: the configuration names no checkpoint.
     """
+    config.check_trainings()
     started = time.monotonic()
     if not config.model.checkpoint:
         raise ConfigError("estimate --train plans the training of a checkpoint: give --model.checkpoint FOLDER")

@@ -119,6 +119,7 @@ def check_before(config: RunConfig) -> None:
         raise ConfigError(
             "base.steps = 0 goes on from a model that was trained before: name its folder with model.checkpoint"
         )
+    config.check_trainings()
     if config.model.checkpoint:
         from flows.preflight import check_devices, check_model
 

@@ -138,5 +138,7 @@ def draft_shards(config: RunConfig, place: Workplace, number: int, model: Ref, s
 def revise_shards(config: RunConfig, place: Workplace, tokenizer: Ref, drafts: list[Ref], run: str) -> list[Ref]:
     """The expert's revisions of each shard of drafts."""
     asking, together = ReviseConfig.of(config.expert), min(len(drafts), config.expert.concurrency, _SHARDS_ASKING)
+    if config.expert.mode == "batch":  # which does nothing but wait, for up to a day
+        together = len(drafts)
     tasks = [partial(revise.submit, place, asking, config.expert, tokenizer, shard, parent=run) for shard in drafts]
     return shards_of(place, "revision shards", together, tasks)

@@ -59,7 +59,8 @@ def run_draft(config: RunConfig, *, json: bool) -> int:
         InputError: one of them is neither a file or folder nor in the store, or the checkpoint cannot be used.
         ConfigError: one of them is not named, there is no such device, or the model cannot read the images.
     """
-    from flows.preflight import check_devices, check_model
+    from flows.preflight import check_model
+    from tasks.compute import device_names
 
     if not config.model.checkpoint or not config.data.path:
         raise ConfigError("name the model and the data: redraft draft --model FOLDER --data FILE --images FOLDER")
@@ -69,7 +70,12 @@ def run_draft(config: RunConfig, *, json: bool) -> int:
         check_model(config)
     else:
         sources.append(_in_store(place.store, config.model.checkpoint, "checkpoint"))
-    check_devices(config)
+        if (config.model.system, config.model.prompt_attention) != (None, None):
+            raise ConfigError(
+                "model.system and model.prompt_attention are for a checkpoint that comes into the store; this one is "
+                f"there as it is. To change them name its folder, {place.store.uri}/{sources[0].uri}"
+            )
+    device_names(config.compute.devices)
     if Path(config.data.path).is_file():
         known = from_file(config, Path(config.data.path), _format(config))
     else:

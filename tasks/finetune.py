@@ -7,7 +7,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from pydantic import field_serializer
+from pydantic import SerializerFunctionWrapHandler, field_serializer, model_serializer
 
 from core.config import RunConfig
 from core.corruption.settings import ObjectiveSettings
@@ -40,12 +40,15 @@ class ModelConfig(Settings):
     seed: int
     checkpoint_sha256: str = ""
     """Digest of the user's checkpoint, if the run starts from one."""
+    taken_in: int | None = None
+    """Version of what is kept of such a checkpoint: as the stage's, for these outputs alone."""
 
-    @field_serializer("model")
-    def _keeps_its_key(self, model: ModelSettings) -> dict[str, Any]:
-        """A model of whose prompts nothing is said has the key that it had before there was anything to say."""
-        unset = {name for name in ("prompt_attention", "system") if getattr(model, name) is None}
-        return model.model_dump(mode="json", exclude=unset)
+    @model_serializer(mode="wrap")
+    def _keeps_its_key(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A model of which nothing is said that came later has the key that it had before."""
+        found = {name: value for name, value in dump(self).items() if (name, value) != ("taken_in", None)}
+        unset = {name for name in ("prompt_attention", "system") if getattr(self.model, name) is None}
+        return found | {"model": {name: value for name, value in found["model"].items() if name not in unset}}
 
     @classmethod
     def of(cls, config: RunConfig) -> "ModelConfig":
@@ -54,7 +57,7 @@ class ModelConfig(Settings):
         if not model.checkpoint:
             return cls(model=model, seed=config.seed)
         given = ModelSettings(checkpoint=model.checkpoint, prompt_attention=model.prompt_attention, system=model.system)
-        return cls(model=given, seed=0, checkpoint_sha256=checkpoint_digest(model.checkpoint))
+        return cls(model=given, seed=0, checkpoint_sha256=checkpoint_digest(model.checkpoint), taken_in=2)
 
 
 class AttentionConfig(Settings):

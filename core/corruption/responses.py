@@ -109,7 +109,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, *, with_image: b
         system = system_turn(tokenizer)
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": text})
-        text = in_chat_template(tokenizer, messages, shown=text, answering=True)
+        text = in_chat_template(tokenizer, messages, answering=True)
     if placeholder is None:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(_IMAGE, 1))

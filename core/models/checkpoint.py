@@ -25,8 +25,9 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _KEPT_SUFFIXES = {".json", ".py", ".txt", ".jinja"}
 _KEPT_BYTES = 2**20
 _TOKENIZER_FILES = {
-    "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
-    "sentencepiece.bpe.model",
+    "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "spm.model",
+    "sentencepiece.model", "sentencepiece.bpe.model", "bpe.codes", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja",
 }  # fmt: skip
 """Kept however large they are."""
 _STORES_OWN = {MANIFEST, CURVES_FILE}

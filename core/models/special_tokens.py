@@ -134,7 +134,7 @@ def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     if not tokenizer.chat_template:
         return None
     turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
-    text = in_chat_template(tokenizer, turns, shown=_QUESTION)
+    text = in_chat_template(tokenizer, turns)
     after = text.partition(_ANSWER)[2].lstrip()
     special = {str(token): token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     written = [token for token in special if after.startswith(token)]
@@ -142,36 +142,41 @@ def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
 
 
 def in_chat_template(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, str]], *, shown: str, answering: bool = False
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, str]], *, answering: bool = False
 ) -> str:
     """What the tokenizer's chat template makes of messages.
 
-    A processor's template (ModernVBert's, SmolVLM's) takes a content in parts, and passes over one that is a text.
+    A processor's template (ModernVBert's, SmolVLM's) takes a content in parts, and passes over one that is a text:
+    which of them it is, is tried with a question that no template has of its own.
 
     Args:
         tokenizer: has a chat template.
         messages: each a role and a content.
-        shown: the text that must not be passed over.
         answering: whether the start of an answer follows.
 
     Raises:
-        InputError: the template cannot be applied, or leaves the text out.
+        InputError: the template cannot be applied, or leaves the question out.
     """
-    parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
     failed: Exception | None = None
-    for conversation in (list(messages), parts):
+    for form in (str, _in_parts):
         try:
-            made: Any = tokenizer.apply_chat_template(
-                cast(Any, conversation), add_generation_prompt=answering, tokenize=False
-            )
+            if _ANSWER in _applied(tokenizer, [{"role": "user", "content": form(_ANSWER)}], answering=True):
+                formed = [{**message, "content": form(message["content"])} for message in messages]
+                return _applied(tokenizer, formed, answering=answering)
         except (TemplateError, TypeError, ValueError) as error:
             failed = failed or error
-            continue
-        if shown.strip() in str(made):  # many templates trim
-            return str(made)
     if failed is not None:
         raise InputError(f"the tokenizer's chat template cannot be applied: {failed}") from failed
-    raise InputError(f"the tokenizer's chat template leaves out what it is given: {shown[:80]!r}")
+    raise InputError("the tokenizer's chat template leaves out the question that it is given")
+
+
+def _in_parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def _applied(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], *, answering: bool) -> str:
+    made: Any = tokenizer.apply_chat_template(cast(Any, messages), add_generation_prompt=answering, tokenize=False)
+    return str(made)
 
 
 def _token(tokenizer: "PreTrainedTokenizerBase", token_id: int, key: str) -> str:

@@ -135,7 +135,7 @@ def test_an_empty_output_fails_the_stage_and_says_why(runner):
 def test_a_shard_may_be_empty_and_all_shards_may_not(runner, store):
     def nothing(output: Output) -> None:
         output.write(Samples, Samples.create_empty())
-        output.reject("s0", "too_long")
+        output.reject("s0", "too_long", "900 tokens")
         output.commit(rows_in=1, is_shard=True)
 
     empty, full = runner(STAGE, nothing).ref, runner(Stage(name="synth", version=1, config=Config(rows=2))).ref
@@ -148,7 +148,9 @@ def test_a_shard_may_be_empty_and_all_shards_may_not(runner, store):
 
     with pytest.raises(EmptyOutput, match="timeout"):
         runner(Stage(name="synth", version=1, config=Config(rows=1)), failing)
-    with pytest.raises(EmptyOutput, match=r"none of the shards has a good row: rejected {'too_long': 2}"):
+    with pytest.raises(
+        EmptyOutput, match=r"none of the shards has a good row: rejected {'too_long': 2}.*one of them: 900 tokens"
+    ):
         check_some_rows(store, [empty, empty], "shards")
 
 

@@ -12,8 +12,8 @@ from core.errors import ConfigError, InputError
 from core.manifest import Ref, read_manifest, read_table
 from core.models.denoiser import load_denoiser
 from data_contracts import Drafts, Rejects, Samples, Traces
-from flows.cli import _expanded
 from flows.cli_options import in_blocks
+from flows.cli_words import expanded, preset
 from flows.exporting import run_export
 from flows.running import PARTIAL
 from flows.session import workplace
@@ -174,12 +174,33 @@ def _outputs(config: RunConfig) -> set[str]:
 
 
 def test_short_names_stand_for_keys():
-    written = _expanded(("draft", "--model", "m", "--data=d", "--device", "cuda:1", "--dtype", "bf16"))
+    written = expanded(("draft", "--model", "m", "--data=d", "--device", "cuda:1", "--dtype", "bf16"))
     assert written == [
         "draft", "--model.checkpoint", "m", "--data.source", "auto", "--data.path", "d",
         "--compute.devices", "cuda:1", "--draft.dtype", "bf16",
     ]  # fmt: skip
-    assert _expanded(("draft", "--gen_length", "9"))[1:] == _expanded(("draft", "--max-new-tokens", "9"))[1:]
+    assert expanded(("draft", "--gen_length", "9"))[1:] == expanded(("draft", "--max-new-tokens", "9"))[1:]
+
+
+def test_a_published_model_drafts_by_its_own_preset_and_one_of_the_store_by_that_of_its_world(tmp_path):
+    folder, made_here = published(tmp_path, "llada_tiny"), tmp_path / "scenes"
+    made_here.mkdir()
+    (made_here / "config.json").write_text('{"model_type": "scene_denoiser"}')
+    assert preset(["draft", "--model", str(folder), "--data", "d"]) == "checkpoint"
+    assert preset(["draft", f"--model.checkpoint={folder}"]) == "checkpoint"
+    for model in (str(made_here), "checkpoints/finetune-1f2e3d4c", "1f2e3d4c"):
+        assert preset(["draft", "--model", model, "--data", "d"]) == "scenes"
+    assert preset(["run", "--model", str(folder)]) == preset(["draft"]) == "scenes"
+
+
+def test_what_is_said_of_prompts_is_for_a_checkpoint_that_comes_in(config, tmp_path, capsys):
+    known = with_data(config, *photos(tmp_path))
+    assert run_draft(known, json=True) == 0
+    (name,) = {"/".join(path.split("/")[:2]) for path in workplace(config.place).store.list("checkpoints")}
+    stored = with_model(known, name)
+    model = stored.model.model_copy(update={"system": "Be brief."})
+    with pytest.raises(ConfigError, match="this one is there as it is"):
+        run_draft(stored.model_copy(update={"model": model}), json=True)
 
 
 def test_a_block_length_is_that_of_all_settings():

@@ -33,6 +33,7 @@ def test_a_model_that_says_nothing_of_its_prompt_keeps_the_key_that_it_had():
     plain = ModelConfig(model=ModelSettings(), seed=0)
     assert "prompt_attention" not in plain.model_dump(mode="json")["model"]
     assert "system" not in plain.model_dump(mode="json")["model"]
+    assert set(plain.model_dump(mode="json")) == {"model", "seed", "checkpoint_sha256"}
     for said in ({"prompt_attention": "prefix"}, {"system": ""}):
         model = ModelConfig(model=ModelSettings(**said), seed=0)
         assert said.items() <= model.model_dump(mode="json")["model"].items()
@@ -46,6 +47,7 @@ def test_a_checkpoint_is_taken_in_once_whatever_sizes_and_seed_are_said_beside_i
         (0, {}), (7, {"response_length": 128, "tokenizer": "bpe"}),
     ))  # fmt: skip
     assert ModelConfig.of(one) == ModelConfig.of(other)
+    assert ModelConfig.of(one).model_dump(mode="json")["taken_in"] == 2
     assert ModelConfig.of(one) != ModelConfig.of(RunConfig(model=settings.model_copy(update={"system": "Be brief."})))
 
 

@@ -7,6 +7,8 @@ from core.decoding.loop import Decoded
 from core.decoding.settings import DecodeSettings
 from core.decoding.strategies import strategies
 from core.decoding.trace import Recorder, replay
+from core.errors import Interrupted
+from core.interruption import interrupt, resume
 from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
 from core.models.tokenizer import build_word_tokenizer
 from core.seeds import stream_key
@@ -66,6 +68,24 @@ def run(model, prompts, name: str, *, features=None, recorder: Recorder | None =
     return chosen.decode(
         chosen.reader(model, features, response_length=LENGTH), canvas, response_length=LENGTH, recorder=recorder
     )
+
+
+def test_an_interruption_ends_a_decoding_before_its_next_step(monkeypatch):
+    model = TinyDenoiser()
+    hidden = model.hidden
+
+    def interrupting(*args, **how):
+        if len(model.rows_seen) == 2:
+            interrupt()
+        return hidden(*args, **how)
+
+    monkeypatch.setattr(model, "hidden", interrupting)
+    try:
+        with pytest.raises(Interrupted):
+            run(model, random_prompts([5, 2]), "4 freeze")
+    finally:
+        resume()
+    assert model.rows_seen == [2, 2, 2]
 
 
 def some_features(model: TinyDenoiser, rows: int) -> torch.Tensor:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from core.errors import ConfigError, FatalError, InputError
+from core.errors import ConfigError, FatalError, InputError, Interrupted
+from core.interruption import interrupt, resume
 from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
 from core.models.tokenizer import build_word_tokenizer
 from core.training.batches import Batch
@@ -75,6 +76,26 @@ def same_bits(one, other):
 def without_rates(curve):
     """Metrics in their order."""
     return [(step, [item for item in metrics.items() if item[0] != "steps_per_second"]) for step, metrics in curve]
+
+
+def test_an_interrupted_training_ends_before_its_next_step_and_goes_on_to_the_same_bits(tmp_path):
+    settings = SETTINGS.model_copy(update={"log_every": 1})
+    whole, model, read = small_model(), small_model(), []
+    train(whole, Copies(), settings)
+
+    def stop_at_six(done, _metrics):
+        if done == 6:
+            interrupt()
+
+    try:
+        with pytest.raises(Interrupted):
+            train(model, Copies(read=read), settings, checkpoint_dir=tmp_path, on_metrics=stop_at_six)
+    finally:
+        resume()
+    assert read == list(range(6))
+    again = small_model()
+    assert train(again, Copies(), settings, checkpoint_dir=tmp_path).resumed_at == 5
+    assert same_bits(again, whole)
 
 
 def test_it_learns_what_can_be_learned():
