@@ -1,11 +1,12 @@
 """Benchmarks share one form, and the README's table says what their files say."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.record import Ratio, Timings, alternate, record
+from tests.benchmarks.record import Ratio, Timings, alternate, in_turn, record
 from tests.benchmarks.table import BEGIN, END, RESULTS, replaced, table, with_tables
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +34,31 @@ def test_a_committed_benchmark_names_a_command_that_make_bench_has(path):
         in (ROOT / "Makefile").read_text()
     )
     assert set(result) == KEYS or path.stem in OWN_FORM
+
+
+def test_computations_that_take_turns_run_one_at_a_time_and_none_always_follows_another():
+    order: list[str] = []
+    running: list[str] = []
+
+    def steps(way: str, count: int):
+        def work(pause) -> None:
+            for step in range(count):
+                running.append(way)
+                assert running == [way], "another one is at work"
+                order.append(way)
+                time.sleep(0.002 if way == "slow" else 0.0)
+                running.clear()
+                if step < count - 1:
+                    pause()
+
+        return work
+
+    took = in_turn({"slow": steps("slow", 12), "quick": steps("quick", 12), "short": steps("short", 4)}, threads=1)
+    assert [order.count(way) for way in ("slow", "quick", "short")] == [12, 12, 4]
+    for turn in range(4):
+        assert set(order[3 * turn : 3 * turn + 3]) == {"slow", "quick", "short"}
+    assert len({tuple(order[3 * turn : 3 * turn + 3]) for turn in range(4)}) > 1
+    assert took["slow"] >= 12 * 0.002 > took["quick"]
 
 
 def test_a_line_has_the_figure_its_bound_and_whether_it_is_kept(tmp_path):

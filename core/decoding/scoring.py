@@ -136,10 +136,23 @@ class Scorer:
         _forbid(counted_NV, self.late_K)
         if keys_N is not None or self.late_K is not None:
             best_N = counted_NV.gather(1, token_N[:, None])[:, 0]
-        norm_N = counted_NV.logsumexp(dim=1)
-        held_N = (counted_NV.gather(1, ids_N[:, None])[:, 0] - norm_N).exp()
+        held_N = counted_NV.gather(1, ids_N[:, None])[:, 0]
+        is_largest = self.unwritten_K is None and self.late_K is None and keys_N is None
+        if is_largest and isinstance(self.scoring.measure, Probability):
+            norm_N = _log_of_sum(counted_NV, best_N)
+        else:
+            norm_N = counted_NV.logsumexp(dim=1)
         confidence_N = self.scoring.measure.of(counted_NV, best_N, norm_N)
-        return Scores(token_N=token_N, confidence_N=confidence_N, held_N=held_N)
+        return Scores(token_N=token_N, confidence_N=confidence_N, held_N=(held_N - norm_N).exp())
+
+
+def _log_of_sum(logits_NV: Tensor, largest_N: Tensor) -> Tensor:
+    """logsumexp to the bit, which need not look for the largest again, in place: `logits_NV` is lost.
+
+    With new memory for the differences it took twice the time at a vocabulary of 126,464.
+    """
+    shift_N = largest_N.masked_fill(largest_N.isinf(), 0.0)
+    return logits_NV.sub_(shift_N[:, None]).exp_().sum(dim=1).log_().add_(shift_N)
 
 
 def _forbid(logits_NV: Tensor, ids_K: Tensor | None) -> None:

@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import platform
+import random
 import statistics
 import sys
 import threading
@@ -115,10 +116,20 @@ def machine() -> dict[str, Any]:
 def in_turn(ways: Mapping[str, Callable[[Callable[[], None]], object]], *, threads: int) -> dict[str, float]:
     """Seconds of long computations that take turns: each calls its argument after a step and then waits for the others.
 
-    So that all see the same machine, where it drifts within one run of them.
+    So that all see the same machine, where it drifts within one run of them. Who follows whom is drawn for every turn:
+    what one leaves behind in the caches, and the threads that it lets spin, meets all others alike.
     """
     gates = {way: threading.Semaphore(0) for way in ways}
-    seconds, waiting = dict.fromkeys(ways, 0.0), deque(ways)
+    seconds, waiting, rested = dict.fromkeys(ways, 0.0), deque(ways), list[str]()
+    drawn = random.Random(0)
+
+    def next_one() -> None:
+        if not waiting:
+            drawn.shuffle(rested)
+            waiting.extend(rested)
+            rested.clear()
+        if waiting:
+            gates[waiting.popleft()].release()
 
     def run(way: str) -> None:
         torch.set_num_threads(threads)
@@ -128,8 +139,8 @@ def in_turn(ways: Mapping[str, Callable[[Callable[[], None]], object]], *, threa
         def pause() -> None:
             nonlocal began
             seconds[way] += time.perf_counter() - began
-            waiting.append(way)
-            gates[waiting.popleft()].release()
+            rested.append(way)
+            next_one()
             gates[way].acquire()
             began = time.perf_counter()
 
@@ -137,12 +148,11 @@ def in_turn(ways: Mapping[str, Callable[[Callable[[], None]], object]], *, threa
             ways[way](pause)
         finally:
             seconds[way] += time.perf_counter() - began
-            if waiting:
-                gates[waiting.popleft()].release()
+            next_one()
 
     with ThreadPoolExecutor(len(ways)) as pool:
         runs = [pool.submit(run, way) for way in ways]
-        gates[waiting.popleft()].release()
+        next_one()
         for one in runs:
             one.result()
     return seconds

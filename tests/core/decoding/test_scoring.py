@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.decoding.scoring import Entropy, Margin, Scores, Scoring, _best
+from core.decoding.scoring import Entropy, Margin, Scores, Scoring, _best, _log_of_sum
 
 MASK, PAD = 0, 1
 CPU = torch.device("cpu")
@@ -66,3 +66,13 @@ def test_a_score_that_is_no_number_shows_in_the_confidence() -> None:
     logits = some_logits()
     logits[2, 4] = torch.nan
     assert scored(logits, [4] * 6).confidence_N.isnan().tolist() == [False, False, True, False, False, False]
+
+
+def test_the_logarithm_of_the_sum_is_torchs_to_the_bit():
+    logits_NV = torch.randn(7, 1000, generator=torch.Generator().manual_seed(0)) * 9
+    logits_NV[1] = -torch.inf
+    logits_NV[2, 5:] = -torch.inf
+    logits_NV[3, 0] = torch.nan
+    expected_N = logits_NV.logsumexp(dim=1)
+    found_N = _log_of_sum(logits_NV.clone(), logits_NV.max(dim=1).values)
+    assert torch.equal(found_N.nan_to_num(nan=-1.0), expected_N.nan_to_num(nan=-1.0))
