@@ -22,6 +22,7 @@ from core.decoding.room import Room
 from core.decoding.samples import OnDecoded
 from core.errors import FatalError, RedraftError
 from core.ingest.images import LoadImage
+from core.heap import freed_memory_kept
 from core.interruption import check, on_interruption
 from core.models.denoiser import TrainableDenoiser, load_denoiser
 
@@ -68,9 +69,10 @@ class DraftJob(Generic[R]):
         """Do it here. `tell` hears of batches that were too large."""
         torch.set_num_threads(self.threads)
         room = Room(tell=tell)
-        result = self.work(
-            model, self.samples, load_image=self.load_image, room=room, on_progress=on_progress, **self.how
-        )
+        with freed_memory_kept():
+            result = self.work(
+                model, self.samples, load_image=self.load_image, room=room, on_progress=on_progress, **self.how
+            )
         return Done(result=result, halvings=room.halvings)
 
 

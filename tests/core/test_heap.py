@@ -1,5 +1,7 @@
-"""Freed tensors go back to the system, whatever small ones lie between them in the heap."""
+"""What was freed goes back to the system where it should, and stays where the next tensors take its place."""
 
+import resource
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import get_context
@@ -7,7 +9,7 @@ from multiprocessing import get_context
 import psutil
 import torch
 
-from core.heap import large_tensors_apart
+from core.heap import freed_memory_kept, large_tensors_apart
 
 _COUNT, _LARGE, _SMALL = 40, 8 * 2**20, 2**19
 _BYTES = _COUNT * _LARGE
@@ -36,3 +38,35 @@ def test_large_tensors_leave_no_holes_in_the_heap():
         within, outside = process.submit(_in_a_fresh_process).result()
     assert within < _BYTES / 10
     assert outside > _BYTES / 2, "what this is for"
+
+
+def _faults(block: AbstractContextManager[None]) -> tuple[int, int]:
+    """Page faults of 20 times the same tensors in a thread that is not the main one; bytes that it left afterwards."""
+    torch.set_num_threads(1)
+    faults: list[int] = []
+
+    def steps() -> None:
+        for _ in range(21):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            tensors = [torch.ones(_LARGE // 4) for _ in range(12)]  # more than one heap of 64 MB
+            tensors.clear()
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+    rss = psutil.Process().memory_info().rss
+    with block:
+        thread = threading.Thread(target=steps)
+        thread.start()
+        thread.join()
+    return sum(faults[1:]), psutil.Process().memory_info().rss - rss
+
+
+def _faults_in_a_fresh_process() -> tuple[tuple[int, int], tuple[int, int]]:
+    torch.ones(2**23 - 2**16)  # glibc puts what is smaller than this into its heaps from now on
+    return _faults(nullcontext()), _faults(freed_memory_kept())
+
+
+def test_the_same_tensors_again_take_the_same_memory():
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        (usual, _), (kept, left) = process.submit(_faults_in_a_fresh_process).result()
+    assert kept < usual / 100, "each step had its memory from the system"
+    assert left < 2 * _LARGE, "given back in the end"
