@@ -21,8 +21,8 @@ import torch
 from core.decoding.room import Room
 from core.decoding.samples import OnDecoded
 from core.errors import FatalError, RedraftError
-from core.ingest.images import LoadImage
 from core.heap import freed_memory_kept
+from core.ingest.images import LoadImage
 from core.interruption import check, on_interruption
 from core.models.denoiser import TrainableDenoiser, load_denoiser
 

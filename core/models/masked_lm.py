@@ -6,6 +6,7 @@ Loading and saving are transformers' own, so the layout stays what it was. Dropo
 depends on its rows alone.
 """
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -116,6 +117,14 @@ def _of_other_layers(whole: nn.Module, unexpected: Iterable[str]) -> list[str]:
     return [name for name in unexpected if name.startswith(stacks) and not name.endswith(REBUILT)]
 
 
+def _positions(language: Any) -> int:
+    """Tokens that the position embeddings are for. RoBERTa counts its positions from behind that of the padding."""
+    longest = getattr(language.config, "max_position_embeddings", None)
+    table = getattr(getattr(language, "embeddings", None), "position_embeddings", None)
+    first = 0 if getattr(table, "padding_idx", None) is None else table.padding_idx + 1
+    return sys.maxsize if longest is None else longest - first
+
+
 def _split(whole: PreTrainedModel, checkpoint: Checkpoint, placement: Placement) -> MaskedLMDenoiser:
     folder, config = checkpoint.folder, checkpoint.config
     base: Any = whole.base_model
@@ -127,7 +136,6 @@ def _split(whole: PreTrainedModel, checkpoint: Checkpoint, placement: Placement)
     embedding = language.get_input_embeddings()
     set_special_tokens(tokenizer, config, vocabulary=embedding.num_embeddings, placeholder=placeholder)
     vision = SquareVision.of(folder, base.vision_model, base.connector) if sees else None
-    longest = getattr(language.config, "max_position_embeddings", None)
     model = MaskedLMDenoiser(
         whole,
         language=language,
@@ -139,7 +147,7 @@ def _split(whole: PreTrainedModel, checkpoint: Checkpoint, placement: Placement)
             name_of=_published_names(whole, language=language, head=head, vision=vision).__getitem__,
             config=config,
             beside=checkpoint.beside,
-            max_positions=min(longest or tokenizer.model_max_length, tokenizer.model_max_length),
+            max_positions=min(_positions(language), tokenizer.model_max_length),
             placeholder=placeholder,
         ),
     )

@@ -99,7 +99,8 @@ class Examples:
     ) -> None:
         if frame.height == 0:
             raise InputError("there are no training rows")
-        images = frame.height - frame["image_sha"].null_count()
+        self._shown_N = frame["image_sha"].is_not_null().to_numpy()
+        images = int(self._shown_N.sum())
         if images not in (0, frame.height) and image_positions is None:
             raise InputError(f"{images} of {frame.height} training rows have an image: here all must, or none")
         if images and (load_image is None or preprocess is None):
@@ -143,7 +144,7 @@ class Examples:
 
     def shows(self, rows: NDArray[np.int64]) -> bool:
         """Whether any of these rows has an image."""
-        return any(self._sha_N[row] is not None for row in rows)
+        return bool(self._shown_N[rows].any())
 
     def labels(self, rows: NDArray[np.int64]) -> int:
         """Tokens of these rows whose image region is known."""
@@ -168,7 +169,7 @@ class Examples:
 
         kinds_BL = gather(self._kinds, TokenKind.PAD)
         pixels, image_index_I = self._images(rows)
-        shown = [int(self._sha_N[row] is not None) for row in rows]
+        shown = [int(one) for one in self._shown_N[rows]]
         return Batch(
             input_ids_BL=torch.from_numpy(gather(self._input, self._pad_id)).long(),
             target_ids_BL=torch.from_numpy(gather(self._target, self._pad_id)).long(),
@@ -192,7 +193,7 @@ class Examples:
 
     def _images(self, rows: NDArray[np.int64]) -> tuple[Pixels | None, Tensor | None]:
         """Pixels of the distinct images, and which of them the rows show."""
-        shas = [sha for sha in (self._sha_N[row] for row in rows) if sha is not None]
+        shas = [self._sha_N[row] for row in rows[self._shown_N[rows]]]
         if not shas or self._load is None or self._preprocess is None:
             return None, None
         place: dict[str, int] = {}

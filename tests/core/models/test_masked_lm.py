@@ -67,6 +67,20 @@ def test_logits_are_those_of_transformers(tmp_path, name):
     assert torch.allclose(model.logits(hidden[0, some]), expected[0, some], atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "longest"), [("bert", 64), ("roberta", 62), ("modernbert", 64)])
+@torch.no_grad()
+def test_a_text_may_have_as_many_tokens_as_there_are_positions(tmp_path, name, longest):
+    """RoBERTa's table has two rows more than a text can have tokens: it counts from behind the padding's."""
+    written(tmp_path, CONFIGS[name])
+    model = load_denoiser(tmp_path)
+    assert model.max_positions == longest
+    ids_BL = some_ids(1, longest + 1)
+    valid_BL = torch.ones_like(ids_BL, dtype=torch.bool)
+    assert model.hidden(ids_BL[:, 1:], valid_BL=valid_BL[:, 1:], features_BND=None).isfinite().all()
+    with pytest.raises(InputError, match=f"at most {longest}"):
+        model.hidden(ids_BL, valid_BL=valid_BL, features_BND=None)
+
+
 @torch.no_grad()
 def test_modernvbert_sees_its_images_where_their_placeholder_stands(tmp_path):
     whole = written(tmp_path, CONFIGS["modernvbert"])
