@@ -121,8 +121,9 @@ def _positions(language: Any) -> int:
     """Tokens that the position embeddings are for. RoBERTa counts its positions from behind that of the padding."""
     longest = getattr(language.config, "max_position_embeddings", None)
     table = getattr(getattr(language, "embeddings", None), "position_embeddings", None)
-    first = 0 if getattr(table, "padding_idx", None) is None else table.padding_idx + 1
-    return sys.maxsize if longest is None else longest - first
+    padding = getattr(table, "padding_idx", None)
+    unused = 0 if padding is None else padding + 1
+    return sys.maxsize if longest is None else longest - unused
 
 
 def _split(whole: PreTrainedModel, checkpoint: Checkpoint, placement: Placement) -> MaskedLMDenoiser:
