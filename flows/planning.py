@@ -37,6 +37,7 @@ def run_planning(config: RunConfig, *, memory_gb: float | None, image: tuple[int
         raise ConfigError("estimate --train plans the training of a checkpoint: give --model.checkpoint FOLDER")
     checkpoint, processes = Path(config.model.checkpoint), config.compute.processes
     available = memory_gb * _GB if memory_gb else _memory(processes)
+    shared = not memory_gb and not torch.cuda.is_available()
     budget = int((available - _RUNTIME) / _ROOM)
     row, said = _row(config, blank(checkpoint), image)
     plans: dict[str, MemoryPlan] = {}
@@ -44,7 +45,9 @@ def run_planning(config: RunConfig, *, memory_gb: float | None, image: tuple[int
     for name, settings in config.trainings.items():
         plans[name] = plan_training(blank(checkpoint), settings, row, processes=processes)
         if plans[name].total > budget:
-            helps[name] = remedies(lambda: blank(checkpoint), settings, row, processes=processes, memory=budget)
+            helps[name] = remedies(
+                lambda: blank(checkpoint), settings, row, processes=processes, memory=budget, shared=shared
+            )
     _print(plans, helps, said, available)
     if json:
         emit(
@@ -53,10 +56,10 @@ def run_planning(config: RunConfig, *, memory_gb: float | None, image: tuple[int
                 "row": asdict(row),
                 "assumed": said,
                 "memory_bytes": int(available),
-                "needed_bytes": {name: _needed(plan) for name, plan in plans.items()},
+                "needed_bytes": {name: needed(plan) for name, plan in plans.items()},
                 "plans": {name: asdict(plan) for name, plan in plans.items()},
                 "fits": {name: name not in helps for name in plans},
-                "would_fit": {name: {one.change: _needed(one.plan) for one in found} for name, found in helps.items()},
+                "would_fit": {name: {one.change: needed(one.plan) for one in found} for name, found in helps.items()},
                 "seconds": round(time.monotonic() - started, 1),
             }
         )
@@ -93,7 +96,7 @@ def _memory(processes: int) -> float:
     return psutil.virtual_memory().total / processes
 
 
-def _needed(plan: MemoryPlan) -> int:
+def needed(plan: MemoryPlan) -> int:
     """With what is not in tensors."""
     return int(plan.total * _ROOM + _RUNTIME)
 
@@ -104,7 +107,7 @@ def _print(plans: dict[str, MemoryPlan], helps: dict[str, list[Remedy]], said: s
         table.add_column(column, justify="left" if column == "GB a process" else "right")
     for part in ("weights", "gradients", "optimizer", "gathered", "working", "start"):
         table.add_row(part, *(f"{getattr(plan, part) / _GB:,.1f}" for plan in plans.values()))
-    table.add_row("needed", *(f"{_needed(plan) / _GB:,.1f}" for plan in plans.values()))
+    table.add_row("needed", *(f"{needed(plan) / _GB:,.1f}" for plan in plans.values()))
     console = Console()
     console.print(table)
     console.print(f"for {said}; there are {available / _GB:,.1f} GB", highlight=False)
@@ -114,6 +117,6 @@ def _print(plans: dict[str, MemoryPlan], helps: dict[str, list[Remedy]], said: s
             continue
         console.print(f"{name} does not fit", style="red")
         for one in helps[name]:
-            console.print(f"  with {one.change}: {_needed(one.plan) / _GB:,.1f} GB", highlight=False)
+            console.print(f"  with {one.change}: {needed(one.plan) / _GB:,.1f} GB", highlight=False)
         if not helps[name]:
             console.print("  nor with all that is known to help: take a larger device or a smaller model")

@@ -136,13 +136,23 @@ def blank(checkpoint: Path) -> PretrainedDenoiser:
 
 
 def remedies(
-    build: Callable[[], PretrainedDenoiser], settings: TrainSettings, row: RowSizes, *, processes: int, memory: int
+    build: Callable[[], PretrainedDenoiser],
+    settings: TrainSettings,
+    row: RowSizes,
+    *,
+    processes: int,
+    memory: int,
+    shared: bool = False,
 ) -> list[Remedy]:
     """Changes that make a training fit into `memory` bytes a process: each that does alone, else the fewest together.
 
     `build` makes the model anew for each plan. Empty if nothing known here helps.
+
+    Args:
+        shared: all processes have the same memory, as on one machine's processors, so that more of them have no more.
     """
-    changes = [one for one in _CHANGES if one.times > 1 or settings.model_copy(update=one.update) != settings]
+    known = [one for one in _CHANGES if not (shared and one.times > 1)]
+    changes = [one for one in known if one.times > 1 or settings.model_copy(update=one.update) != settings]
 
     def remedy(chosen: Sequence[_Change]) -> Remedy:
         changed, count = settings, processes

@@ -215,3 +215,5 @@ def test_a_training_that_saves_memory_in_every_other_way_is_told_to_take_more_pr
         (only,) = remedies(make, settings, row, processes=processes, memory=memory)
         assert only.change == f"compute.processes = {4 * processes} with optimizer = 'adamw'"
         assert only.plan == plan_training(make(), settings, row, processes=4 * processes)
+    shared = remedies(make, settings, row, processes=1, memory=memory, shared=True)
+    assert shared == [], "four processes on one machine's processors have no more memory than one"
