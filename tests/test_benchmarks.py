@@ -1,10 +1,13 @@
 """Benchmarks share one form, and the README's table says what their files say."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.benchmarks.record import Ratio, Timings, alternate, in_turn, record
 from tests.benchmarks.table import BEGIN, END, RESULTS, replaced, table, with_tables
@@ -105,3 +108,13 @@ def test_ways_take_turns_and_a_ratio_is_the_median_of_the_repetitions():
     assert "".join(turns) == "ba" + "ab" + "ba" + "ab"
     assert timings.of == {"a": [1, 1, 1], "b": [1, 1, 1]}
     assert Timings(of={"a": [2, 9, 8], "b": [1, 1, 2]}).ratio("a", "b") == 4
+
+
+def test_the_peak_of_a_training_is_its_own_and_not_that_of_the_process_that_started_it():
+    large = torch.ones(2**28)  # a GB: more than the training below takes with all libraries
+    case = json.dumps(
+        {"way": "redraft", "vocabulary": 64, "hidden": 16, "layers": 1, "rows": 2, "prompt": 4, "response": 4}
+    )
+    command = [sys.executable, "-m", "tests.benchmarks.training_memory", case, "1"]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert found["before"] <= found["loaded"] <= found["peak"] < large.nbytes

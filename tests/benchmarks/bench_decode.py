@@ -16,7 +16,6 @@ every measurement.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -43,7 +42,7 @@ from tests.benchmarks.plain_decode import (
     prompts_of,
     random_model,
 )
-from tests.benchmarks.record import Ratio, Timings, in_turn, record
+from tests.benchmarks.record import Ratio, Timings, in_turn, measured_before, record
 
 SPEEDUP = {("refine", True): 2.0, ("freeze", True): 2.5, ("refine", False): 1.25, ("freeze", False): 1.25}
 """(policy, large vocabulary) -> the least that decoding must be faster than the plain implementation."""
@@ -165,7 +164,8 @@ def batches(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], list[Rat
 
 def on_processor(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], list[Ratio]]]:
     """A measurement and its ratios, for each vocabulary and policy."""
-    known = {(row["vocabulary"], row["policy"]): row for row in _measured_before(args) if "policy" in row}
+    before: list[dict[str, Any]] = measured_before(args.out, settings_of(args)) or []
+    known = {(row["vocabulary"], row["policy"]): row for row in before if "policy" in row}
     for vocabulary in args.vocabularies:
         model = random_model(_shape(args, vocabulary))
         wanted = 1 if vocabulary >= LARGE else args.rounds
@@ -179,12 +179,6 @@ def on_processor(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], lis
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What a figure depends on."""
     return {name: value for name, value in vars(args).items() if name not in ("out", "device", "rounds")}
-
-
-def _measured_before(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the file holds, if it is of the same settings."""
-    found = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    return found["measured"] if found.get("settings") == settings_of(args) else []
 
 
 def _together(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ python -m tests.benchmarks.bench_train_step --device cuda --out tests/results/be
 whose step is the same for all; all ways in turn in one process. Memory is that of whole steps with AdamW, each way in a
 process of its own (`tests.benchmarks.training_memory`): weights, gradients and the optimizer's state are in it for all.
 All ways have the heap that trainings have (`core.heap.large_tensors_apart`), for time and memory alike.
-"Supervised" is the share of all positions, prompts included, that have a loss.
+"Supervised" is the share of all positions, prompts included, that have a loss. Of time and memory, what the file has
+already, of the same settings, is not measured again.
 
 The bound on memory is held against `plain`, whose batch is computed at once, with logits everywhere: so does the
 published training code. Rows one at a time, with one backward pass for all of them (`plain_rows`) or with one each, are
@@ -31,12 +32,13 @@ import torch
 
 from core.heap import large_tensors_apart
 from tests.benchmarks import train_step_gpu
-from tests.benchmarks.record import Ratio, Timings, alternate, record
+from tests.benchmarks.record import Ratio, Timings, alternate, measured_before, record
 from tests.benchmarks.training_memory import Memory, MemoryCase
 from tests.benchmarks.training_step import WAYS, Shape, batch, denoiser, gradient_norm
 
 LARGE, SMALL = 126_464, 2_048
 HALF, FULL = 0.5, 1.0
+ROW_BY_ROW = "a row a backward"
 _SMALL_REPEATS = 3
 """Times as many repetitions with the small vocabulary, whose steps are short."""
 _CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -80,68 +82,73 @@ def peak(args: argparse.Namespace, vocabulary: int, way: str, at_once: int) -> M
     return Memory(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def time_ratios(args: argparse.Namespace) -> tuple[dict[str, Any], list[Ratio]]:
-    """All timings, and the ratios of them."""
+def times(args: argparse.Namespace) -> dict[str, Any]:
+    """Of every vocabulary and share."""
     measured: dict[str, Any] = {}
-    ratios = []
     for vocabulary in (args.large, SMALL):
         for supervised in (HALF, FULL):
             ways = ["redraft", "bare", "plain", *(["torch"] if vocabulary == args.large else [])]
-            times, found = timed(args, vocabulary, supervised, ways)
+            timings, found = timed(args, vocabulary, supervised, ways)
             name = f"vocabulary {vocabulary:,}, {supervised:.0%} supervised"
-            measured[name] = {"seconds": times.as_json, "loss_and_gradient_norm": found}
+            measured[name] = {"seconds": timings.as_json, "loss_and_gradient_norm": found}
             sys.stderr.write(f"{name}: {measured[name]}\n")
-            bound = 1.10 if supervised == HALF else None
-            ratios += [
-                Ratio(
-                    what=f"time over bare, {name}", value=times.ratio("redraft", "bare"), bound=bound, kind="at most"
-                ),
-                Ratio(
-                    what=f"time of plain (the batch at once, logits everywhere) over ours, {name}",
-                    value=times.ratio("plain", "redraft"),
-                ),
-            ]
-            if "torch" in ways:
-                what = f"time with torch's linear_cross_entropy over ours, {name}"
-                ratios.append(Ratio(what=what, value=times.ratio("torch", "redraft")))
-    return measured, ratios
+    return measured
 
 
-def memory_ratios(args: argparse.Namespace) -> tuple[dict[str, Any], list[Ratio]]:
-    """All peaks, and the ratios of them."""
-    measured: dict[str, Any] = {}
+def time_ratios(measured: dict[str, Any]) -> list[Ratio]:
+    """Of what `times` has measured."""
     ratios = []
-    for vocabulary in (args.large, SMALL):
-        peaks = {way: peak(args, vocabulary, way, 0) for way in ("redraft", "bare", "plain", "plain_rows")}
-        peaks |= {f"{way}, a row a backward": peak(args, vocabulary, way, 1) for way in ("redraft", "plain")}
-        name = f"vocabulary {vocabulary:,}, 50% supervised"
-        measured[name] = {way: asdict(found) | {"step": found.step} for way, found in peaks.items()}
-        sys.stderr.write(f"{name}: {measured[name]}\n")
-        ours, large = peaks["redraft"], vocabulary == args.large
+    for name, row in measured.items():
+        took = Timings(of=row["seconds"])
+        bound = 1.10 if name.endswith(f"{HALF:.0%} supervised") else None
         ratios += [
+            Ratio(what=f"time over bare, {name}", value=took.ratio("redraft", "bare"), bound=bound, kind="at most"),
             Ratio(
-                what=f"peak memory over that of plain (the batch at once, logits everywhere), {name}",
-                value=ours.step / peaks["plain"].step,
-                bound=0.5 if large else None,
-                kind="at most",
-            ),
-            Ratio(
-                what=f"peak memory above the weights over that of plain (the batch at once), {name}",
-                value=ours.above_weights / peaks["plain"].above_weights,
-                kind="at most",
-            ),
-            Ratio(
-                what=f"peak memory over that of plain with rows one at a time and one backward, {name}",
-                value=ours.step / peaks["plain_rows"].step,
-                kind="at most",
-            ),
-            Ratio(
-                what=f"peak memory over that of plain, a row a backward in both, {name}",
-                value=peaks["redraft, a row a backward"].step / peaks["plain, a row a backward"].step,
-                kind="at most",
+                what=f"time of plain (the batch at once, logits everywhere) over ours, {name}",
+                value=took.ratio("plain", "redraft"),
             ),
         ]
-    return measured, ratios
+        if "torch" in took.of:
+            what = f"time with torch's linear_cross_entropy over ours, {name}"
+            ratios.append(Ratio(what=what, value=took.ratio("torch", "redraft")))
+    return ratios
+
+
+def peaks(args: argparse.Namespace) -> dict[str, Any]:
+    """Bytes, of both vocabularies and all ways."""
+    measured: dict[str, Any] = {}
+    for vocabulary in (args.large, SMALL):
+        found = {way: peak(args, vocabulary, way, 0) for way in ("redraft", "bare", "plain", "plain_rows")}
+        found |= {f"{way}, {ROW_BY_ROW}": peak(args, vocabulary, way, 1) for way in ("redraft", "plain")}
+        name = f"vocabulary {vocabulary:,}, 50% supervised"
+        measured[name] = {way: asdict(memory) | {"step": memory.step} for way, memory in found.items()}
+        sys.stderr.write(f"{name}: {measured[name]}\n")
+    return measured
+
+
+def memory_ratios(measured: dict[str, Any], large: int) -> list[Ratio]:
+    """Of what `peaks` has measured."""
+    ratios = []
+    for name, row in measured.items():
+        of = {
+            way: Memory(before=found["before"], loaded=found["loaded"], peak=found["peak"])
+            for way, found in row.items()
+        }
+        ours, plain = of["redraft"], of["plain"]
+        ours_by_row, plain_by_row = (of[f"{way}, {ROW_BY_ROW}"] for way in ("redraft", "plain"))
+        bound = 0.5 if name.startswith(f"vocabulary {large:,}") else None
+        for what, value, most in (
+            ("over that of plain (the batch at once, logits everywhere)", ours.step / plain.step, bound),
+            (
+                "above the weights over that of plain (the batch at once)",
+                ours.above_weights / plain.above_weights,
+                None,
+            ),
+            ("over that of plain with rows one at a time and one backward", ours.step / of["plain_rows"].step, None),
+            (f"over that of plain, {ROW_BY_ROW} in both", ours_by_row.step / plain_by_row.step, None),
+        ):
+            ratios.append(Ratio(what=f"peak memory {what}, {name}", value=value, bound=most, kind="at most"))
+    return ratios
 
 
 def main() -> int:
@@ -164,14 +171,15 @@ def main() -> int:
     if args.device == "cuda":
         measured, ratios = train_step_gpu.measure(args.repeats)
         return record(args.out, "train_step_gpu", settings=settings, measured=measured, ratios=ratios)
-    seconds, time_found = time_ratios(args)
-    memory, memory_found = memory_ratios(args)  # last: it may be measured on a machine that has other work
+    known: dict[str, Any] = measured_before(args.out, settings) or {}
+    seconds = known.get("time") or times(args)
+    memory = known.get("memory_bytes") or peaks(args)  # last: it may be measured on a machine that has other work
     return record(
         args.out,
         "train_step",
         settings=settings,
         measured={"memory_bytes": memory, "time": seconds},
-        ratios=[*memory_found, *time_found],
+        ratios=[*memory_ratios(memory, args.large), *time_ratios(seconds)],
     )
 
 

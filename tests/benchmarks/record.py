@@ -158,6 +158,12 @@ def in_turn(ways: Mapping[str, Callable[[Callable[[], None]], object]], *, threa
     return seconds
 
 
+def measured_before(out: Path, settings: Mapping[str, Any]) -> Any:
+    """What a benchmark's file holds as measured, if it is of the same settings; None: there is no such file."""
+    found = json.loads(out.read_text()) if out.is_file() else {}
+    return found["measured"] if found.get("settings") == settings else None
+
+
 def record(
     out: Path,
     benchmark: str,
