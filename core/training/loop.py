@@ -169,7 +169,8 @@ def _backward(step_loss: StepLoss, share: Share) -> dict[str, Tensor]:
     """Add the gradients of a share of the loss. Returns its metrics; none of rows that do not count."""
     loss, metrics = step_loss(share.batch, share.grounding_weight)
     loss = loss * share.scale
-    loss.backward()
+    if loss.requires_grad:  # not of text alone where nothing but sight is trained
+        loss.backward()
     if share.scale == 0.0:
         return {}
     return {**metrics, "loss": loss.detach(), "padding": share.batch.padding}

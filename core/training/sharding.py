@@ -81,6 +81,10 @@ def deal_out(step: nn.Module, model: TrainableDenoiser, processes: Processes, *,
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
             part.set_reduce_scatter_unused_params(pictured, recurse=False)
+    sight = {id(p) for p in model.vision_parameters()}
+    if isinstance(model, PretrainedDenoiser) and all(id(p) in sight for p in model.parameters() if p.requires_grad):
+        # rows of text alone then have no gradient, but others gather layers in the backward pass, which takes everyone
+        model.get_input_embeddings().register_forward_hook(lambda _module, _given, made: made.requires_grad_())
 
 
 def drop_gradients_of_sight(model: TrainableDenoiser) -> None:

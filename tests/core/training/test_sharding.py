@@ -41,7 +41,7 @@ def curve(folder, name):
     return json.loads((folder / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", [*two_processes.CASES, "some blind", "one blind", "blind steps"])
+@pytest.mark.parametrize("name", [*two_processes.CASES, "some blind", "one blind", "blind steps", "sight alone"])
 def test_two_processes_end_where_one_does(found, name):
     checkpoint, two, one = found
     for (_, ours), (_, alone) in zip(curve(two, name), curve(one, name), strict=True):
@@ -59,6 +59,18 @@ def test_steps_without_images_come_among_others_with(found):
     shown = [batches.shows(step) for step in range(settings.steps)]
     assert (True, False) in pairwise(shown)
     assert shown == [batches.batch(step).pixels is not None for step in range(settings.steps)]
+
+
+def test_where_sight_alone_is_trained_rows_of_text_alone_change_nothing(found):
+    """Some steps show no image at all, and in some one process has rows of text alone."""
+    checkpoint, _, one = found
+    settings = two_processes.SIGHT_ALONE
+    batches = batches_of(load_denoiser(checkpoint), settings, [*SHAS, None, None, None])
+    assert {batches.shows(step) for step in range(settings.steps)} == {True, False}
+    before, after = weights(load_denoiser(checkpoint)), weights(load_denoiser(one / "sight alone"))
+    moved = {name for name, p in after.items() if not torch.equal(p, before[name])}
+    assert moved
+    assert all(name.startswith("vision.") for name in moved)
 
 
 def test_weights_that_stand_still_in_bf16_are_dealt_out_beside_adapters_in_fp32(found):

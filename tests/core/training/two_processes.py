@@ -29,6 +29,9 @@ CASES = {
 }  # fmt: skip
 BLIND_STEPS = PLAIN.model_copy(update={"steps": 8, "batch_size": 3, "bucket": 4})
 """Rows of text alone are shorter and come together."""
+SIGHT_ALONE = PLAIN.model_copy(update={"steps": 4, "batch_size": 3, "bucket": 4, "micro_batch": 1,
+                                       "group_lr": GroupRates(language=0.0, head=0.0)})  # fmt: skip
+"""Rows of text alone have no gradient."""
 FROZEN = CASES["lora"].model_copy(update={"precision": "bf16", "group_lr": GroupRates()})
 """With a checkpoint in bf16: its weights stand still beside adapters in fp32."""
 
@@ -90,6 +93,11 @@ def every_case(checkpoint: Path, folder: Path, processes: Processes, seen: Calla
     result = train(model, batches, BLIND_STEPS, processes=processes)
     if processes.rank == 0:
         write(folder, "blind steps", model, result)
+    model = load_denoiser(checkpoint)
+    batches = batches_of(model, SIGHT_ALONE, [*SHAS, None, None, None])
+    result = train(model, batches, SIGHT_ALONE, processes=processes)
+    if processes.rank == 0:
+        write(folder, "sight alone", model, result)
     model = load_denoiser(checkpoint, dtype=torch.bfloat16)
     result = train(model, batches_of(model, FROZEN), FROZEN, seed=1, processes=processes)
     if processes.rank == 0:
