@@ -1,6 +1,7 @@
 """The command `redraft`. Heavy libraries are imported by the verbs, so that --help answers at once.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 partial (some shards failed: `redraft rerun RUN` computes those alone).
+Exit codes: 0 done, 1 failed, 2 usage, 3 partial (some shards failed: `redraft rerun RUN` computes those alone), 130
+interrupted.
 """
 
 import errno
@@ -25,6 +26,7 @@ app = App(
     help="Teach diffusion (vision-)language models to correct their own mistakes.",
     version_flags=["--version"],
 )
+app.meta.suppress_keyboard_interrupt = False  # `main` has a word to say
 
 for _verb in (ingest, pair, compose, draft, estimate, revise, export, tokens, status, report, lineage):
     app.command(_verb)
@@ -146,7 +148,7 @@ def ui(*, config: Config = DEFAULTS) -> int:
 
 
 @app.command
-def expert(*, host: str = "127.0.0.1", port: int = 8900) -> int:
+def expert(*, host: str = "127.0.0.1", port: int = 8900, beside: int | None = None) -> int:
     """Serve the reference expert: an OpenAI-compatible endpoint that revises by rule.
 
     Parameters
@@ -155,10 +157,16 @@ def expert(*, host: str = "127.0.0.1", port: int = 8900) -> int:
         Address to listen on.
     port
         Port to listen on.
+    beside
+        The number of a process: end when it ends.
     """
     from core.expert.server import serve as serve_expert
     from core.expert.settings import ReferenceSettings
 
+    if beside is not None:
+        from flows.processes import end_beside
+
+        end_beside(beside)
     serve_expert(ReferenceSettings(), host=host, port=port)
     return 0
 

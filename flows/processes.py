@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -63,6 +64,17 @@ def start(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Pat
             start_new_session=True,
         )  # fmt: skip
     return Process.of(child.pid)
+
+
+def end_beside(other: int) -> None:
+    """End this process when another does, in whatever way that ends; at once if it is not there."""
+
+    def watch() -> None:
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(other).wait()
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def stop(processes: Sequence[Process], *, grace: float = 10.0) -> None:

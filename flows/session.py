@@ -103,7 +103,7 @@ def reference_expert(here: Path, *, needed: bool) -> Iterator[str]:
         yield ""
         return
     port, log = free_port(), here / "logs" / "expert.log"
-    command = [sys.executable, "-m", "flows.cli", "expert", "--port", str(port)]
+    command = [sys.executable, "-m", "flows.cli", "expert", "--port", str(port), "--beside", str(os.getpid())]
     process = start(command, env=os.environ | environment(here), cwd=here, log=log)
     url = f"http://127.0.0.1:{port}/v1"
     try:
