@@ -13,7 +13,7 @@ from core.config import RunConfig
 from core.corruption.responses import prompt_ids
 from core.errors import ConfigError, InputError
 from core.models.pretrained import PretrainedDenoiser
-from core.training.memory import MemoryPlan, Remedy, RowSizes, blank, plan_training, remedies
+from core.training.memory import MemoryPlan, Planner, Remedy, RowSizes, blank, remedies
 from flows.running import DONE, FAILED, emit
 
 _GB = 10**9
@@ -42,12 +42,14 @@ def run_planning(config: RunConfig, *, memory_gb: float | None, image: tuple[int
     row, said = _row(config, blank(checkpoint), image)
     plans: dict[str, MemoryPlan] = {}
     helps: dict[str, list[Remedy]] = {}
-    for name, settings in config.trainings.items():
-        plans[name] = plan_training(blank(checkpoint), settings, row, processes=processes)
-        if plans[name].total > budget:
-            helps[name] = remedies(
-                lambda: blank(checkpoint), settings, row, processes=processes, memory=budget, shared=shared
-            )
+    planner = Planner(lambda: blank(checkpoint), row)
+    with Console(stderr=True).status("") as shown:
+        for name, settings in config.trainings.items():
+            shown.update(f"running a step of {name} on tensors without content")
+            plans[name] = planner.plan(settings, processes=processes)
+            if plans[name].total > budget:
+                shown.update(f"{name} does not fit: trying what would help")
+                helps[name] = remedies(planner, settings, processes=processes, memory=budget, shared=shared)
     _print(plans, helps, said, available)
     if json:
         emit(

@@ -30,6 +30,9 @@ from core.training.sharding import layers_of
 from core.training.trainee import Trainee, prepare
 
 _ADAPTER = LoraSettings(rank=16)
+_TAKES_MEMORY = {
+    "batch_size", "micro_batch", "optimizer", "group_lr", "lora", "precision", "gradient_checkpointing",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,18 +138,31 @@ def blank(checkpoint: Path) -> PretrainedDenoiser:
     return model
 
 
-def remedies(
-    build: Callable[[], PretrainedDenoiser],
-    settings: TrainSettings,
-    row: RowSizes,
-    *,
-    processes: int,
-    memory: int,
-    shared: bool = False,
-) -> list[Remedy]:
-    """Changes that make a training fit into `memory` bytes a process: each that does alone, else the fewest together.
+class Planner:
+    """Plans for rows of one size. Settings that differ in nothing that takes memory are planned once.
 
-    `build` makes the model anew for each plan. Empty if nothing known here helps.
+    `build` makes the model anew for each plan.
+    """
+
+    def __init__(self, build: Callable[[], PretrainedDenoiser], row: RowSizes) -> None:
+        self._build, self._row = build, row
+        self._plans: dict[tuple[str, int], MemoryPlan] = {}
+
+    def plan(self, settings: TrainSettings, *, processes: int = 1) -> MemoryPlan:
+        """See `plan_training`."""
+        key = (settings.model_dump_json(include=_TAKES_MEMORY), processes)
+        if key not in self._plans:
+            self._plans[key] = plan_training(self._build(), settings, self._row, processes=processes)
+        return self._plans[key]
+
+
+def remedies(
+    planner: Planner, settings: TrainSettings, *, processes: int, memory: int, shared: bool = False
+) -> list[Remedy]:
+    """Changes that make a training fit into `memory` bytes a process: each that does alone, else some together.
+
+    Of those none can be left out; what changes the result, or takes hardware, is in it only if the rest is not enough.
+    Empty if nothing known here helps.
 
     Args:
         shared: all processes have the same memory, as on one machine's processors, so that more of them have no more.
@@ -159,16 +175,20 @@ def remedies(
         for one in chosen:
             changed, count = changed.model_copy(update=one.update), count * one.times
         said = " and ".join(one.said.format(processes=count) for one in chosen)
-        return Remedy(change=said, plan=plan_training(build(), changed, row, processes=count))
+        return Remedy(change=said, plan=planner.plan(changed, processes=count))
 
     alone = [remedy([one]) for one in changes]
     if fitting := [one for one in alone if one.plan.total <= memory]:
         return fitting
-    for count in range(2, len(changes) + 1):
-        together = remedy(changes[:count])
-        if together.plan.total <= memory:
-            return [together]
-    return []
+    found = remedy(changes)
+    if found.plan.total > memory:
+        return []
+    for change in reversed(list(changes)):
+        fewer = [one for one in changes if one is not change]
+        without = remedy(fewer)
+        if without.plan.total <= memory:
+            changes, found = fewer, without
+    return [found]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from core.models.denoiser import load_denoiser, save_denoiser
 from core.models.devices import Placement
 from core.training.batches import Batch
 from core.training.loop import train
-from core.training.memory import RowSizes, blank, plan_training, remedies
+from core.training.memory import Planner, RowSizes, blank, plan_training, remedies
 from core.training.settings import GroupRates, LoraSettings, TrainSettings
 from core.training.trainee import prepare
 from data_contracts import TokenKind
@@ -194,10 +194,37 @@ def test_what_helps_is_said_and_helps(tmp_path):
     settings = TrainSettings(batch_size=32, optimizer="adamw")
     row = RowSizes(text=400, supervised=300)
     needed = plan_training(make(), settings, row).total
-    found = remedies(make, settings, row, processes=1, memory=needed // 2)
+    found = remedies(Planner(make, row), settings, processes=1, memory=needed // 2)
     assert {one.change for one in found} >= {"micro_batch = 1", "gradient_checkpointing = true"}
     assert all(one.plan.total <= needed // 2 for one in found)
-    assert remedies(make, settings, row, processes=1, memory=1000) == []
+    assert remedies(Planner(make, row), settings, processes=1, memory=1000) == []
+
+
+def test_changes_that_help_together_are_those_that_none_of_can_be_left_out(tmp_path):
+    make = build(published(tmp_path, "llada_tiny"))
+    settings, row = TrainSettings(batch_size=8, optimizer="adamw"), RowSizes(text=40, supervised=30)
+    planner = Planner(make, row)
+    both = settings.model_copy(update={"micro_batch": 1, "lora": LoraSettings(rank=16)})
+    (found,) = remedies(planner, settings, processes=1, memory=planner.plan(both).total, shared=True)
+    assert found.change == "micro_batch = 1 and lora.rank = 16"
+    assert found.plan == planner.plan(both)
+
+
+def test_what_takes_the_same_memory_is_planned_once(tmp_path):
+    folder, made = published(tmp_path, "llada_tiny"), []
+
+    def make():
+        made.append(blank(folder))
+        return made[-1]
+
+    planner = Planner(make, RowSizes(text=40, supervised=30))
+    settings = TrainSettings(batch_size=4, optimizer="adamw")
+    plans = [
+        planner.plan(settings.model_copy(update=update)) for update in ({}, {"steps": 7, "lr": 1.0}, {"batch_size": 5})
+    ]
+    assert len(made) == 2
+    assert plans[0] == plans[1]
+    assert plans[0].working < plans[2].working
 
 
 def test_a_training_that_saves_memory_in_every_other_way_is_told_to_take_more_processes():
@@ -212,8 +239,8 @@ def test_a_training_that_saves_memory_in_every_other_way_is_told_to_take_more_pr
 
     memory = plan_training(make(), settings, row).total // 2
     for processes in (1, 2):
-        (only,) = remedies(make, settings, row, processes=processes, memory=memory)
+        (only,) = remedies(Planner(make, row), settings, processes=processes, memory=memory)
         assert only.change == f"compute.processes = {4 * processes} with optimizer = 'adamw'"
         assert only.plan == plan_training(make(), settings, row, processes=4 * processes)
-    shared = remedies(make, settings, row, processes=1, memory=memory, shared=True)
+    shared = remedies(Planner(make, row), settings, processes=1, memory=memory, shared=True)
     assert shared == [], "four processes on one machine's processors have no more memory than one"
