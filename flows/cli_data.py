@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from core.ingest.settings import ExportName, FormatName
-from flows.cli_options import DEFAULTS, POSITIVE, Config, Json, in_blocks
+from flows.cli_options import DEFAULTS, POSITIVE, Config, Json, Limit, in_blocks
 
 
 def ingest(
@@ -115,6 +115,7 @@ def draft(
     *,
     block_length: Annotated[int | None, Parameter(name=["--block_length", "--block_size"], validator=POSITIVE)] = None,
     config: Config = DEFAULTS,
+    limit: Limit = None,
     json: Json = False,
 ) -> int:
     """Have a model answer: each sample at each of draft.settings, shard by shard; what is finished is not repeated.
@@ -127,12 +128,14 @@ def draft(
     ----------
     block_length
         Of all draft.settings: tokens decoded before the next block starts.
+    limit
+        Draft for the first samples alone, so many at most.
     json
         Print one line of JSON at the end, for machines.
     """
     from flows.stages import run_draft
 
-    return run_draft(in_blocks(config, block_length), json=json)
+    return run_draft(in_blocks(config, block_length), limit=limit, json=json)
 
 
 def revise(

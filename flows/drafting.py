@@ -11,12 +11,13 @@ from tasks.finetune import ModelConfig, create_model
 from tasks.workplace import Workplace
 
 
-def drafted(config: RunConfig, place: Workplace, sources: list[Ref], parent: str) -> list[Ref]:
+def drafted(config: RunConfig, place: Workplace, sources: list[Ref], limit: int | None, parent: str) -> list[Ref]:
     """Shards of drafts, as a round would have them, with the number 0.
 
     Args:
         sources: the checkpoint and the samples, as far as they are in the store; else `model.checkpoint` and
             `data.path` are taken in.
+        limit: samples that are drafted at most, the first ones; None: all.
 
     Raises:
         InputError: the dataset holds no samples.
@@ -28,4 +29,4 @@ def drafted(config: RunConfig, place: Workplace, sources: list[Ref], parent: str
     model = of_kind.get("checkpoint") or only(
         create_model.submit(place, ModelConfig.of(config), samples, parent=parent), "checkpoint"
     )
-    return draft_shards(config, place, 0, model, samples, parent)
+    return draft_shards(config, place, 0, model, samples, parent, limit=limit)

@@ -30,19 +30,29 @@ def one_stage(
     sources: list[Ref],
     command: str,
     tokenizer: str = "",
+    limit: int | None = None,
 ) -> list[Ref]:
-    """Run the stage `verb` on the datasets `sources`, below a run of its own in MLflow; its outputs."""
+    """Run the stage `verb` on the datasets `sources`, below a run of its own in MLflow; its outputs.
+
+    limit: drafts are made for so many samples at most; None: for all.
+    """
     note_process()
     settings, here = parse_config(config, f"run {run}"), Workplace.model_validate(place).for_run(run)
     tags = {"redraft.run": run, "redraft.config": settings.name, "redraft.command": command}
     parent = open_pipeline(here, run, tags, config)
-    found = _outputs(settings, here, verb, sources, tokenizer, parent)
+    found = _outputs(settings, here, verb, sources, tokenizer, limit, parent)
     close_round(here, parent)
     return found
 
 
 def _outputs(
-    settings: RunConfig, here: Workplace, verb: Verb, sources: list[Ref], tokenizer: str, parent: str
+    settings: RunConfig,
+    here: Workplace,
+    verb: Verb,
+    sources: list[Ref],
+    tokenizer: str,
+    limit: int | None,
+    parent: str,
 ) -> list[Ref]:
     match verb:
         case "ingest":
@@ -50,7 +60,7 @@ def _outputs(
         case "pair":
             return [pair_samples(settings, here, source, parent) for source in sources]
         case "draft":
-            return drafted(settings, here, sources, parent)
+            return drafted(settings, here, sources, limit, parent)
         case "adopt":
             return drafts_of(settings, here, sources, tokenizer, parent)
         case "revise":

@@ -112,10 +112,20 @@ def evaluate_dev(config: RunConfig, place: Workplace, model: Ref, dev: Ref, thre
     return only(evaluate.submit(place, measuring, model, dev, threads=threads, parent=parent), "dev evaluation")
 
 
-def draft_shards(config: RunConfig, place: Workplace, number: int, model: Ref, samples: Ref, run: str) -> list[Ref]:
-    """Drafts of `model`, shard by shard."""
+def draft_shards(
+    config: RunConfig,
+    place: Workplace,
+    number: int,
+    model: Ref,
+    samples: Ref,
+    run: str,
+    *,
+    limit: int | None = None,
+) -> list[Ref]:
+    """Drafts of `model`, shard by shard; with a limit for the first samples alone."""
     parts = read_manifest(place.store, samples.uri).parts
     rows = sum(part.rows or 0 for part in parts if part.table == Samples.table)
+    rows = rows if limit is None else min(limit, rows)
     shards = [
         DraftConfig(
             settings=config.draft.settings,

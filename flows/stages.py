@@ -52,8 +52,10 @@ def run_pair(config: RunConfig, samples: str, *, json: bool) -> int:
     return _run("pair", config, (find_ref(workplace(config.place).store, samples),), json=json)
 
 
-def run_draft(config: RunConfig, *, json: bool) -> int:
+def run_draft(config: RunConfig, *, limit: int | None = None, json: bool) -> int:
     """The verb `draft`: by the checkpoint `model.checkpoint`, for the data `data.path`; each may be in the store.
+
+    limit: samples at most, the first ones; None: all.
 
     Raises:
         InputError: one of them is neither a file or folder nor in the store, or the checkpoint cannot be used.
@@ -80,7 +82,7 @@ def run_draft(config: RunConfig, *, json: bool) -> int:
         known = from_file(config, Path(config.data.path), _format(config))
     else:
         sources.append(_in_store(place.store, config.data.path, "dataset"))
-    return _run("draft", known, sources, json=json)
+    return _run("draft", known, sources, json=json, limit=limit)
 
 
 def _format(config: RunConfig) -> FormatName:
@@ -138,9 +140,17 @@ def from_file(config: RunConfig, file: Path, format_: FormatName) -> RunConfig:
     return config.model_copy(update={"data": data, "ingest": ingest})
 
 
-def _run(verb: Verb, config: RunConfig, sources: Sequence[Ref], *, json: bool, tokenizer: Path | None = None) -> int:
+def _run(
+    verb: Verb,
+    config: RunConfig,
+    sources: Sequence[Ref],
+    *,
+    json: bool,
+    tokenizer: Path | None = None,
+    limit: int | None = None,
+) -> int:
     started = time.monotonic()
-    with staged(verb, config, sources, tokenizer, json=json) as outcome:
+    with staged(verb, config, sources, tokenizer, limit=limit, json=json) as outcome:
         if outcome.code != DONE:
             return outcome.code
         seconds = time.monotonic() - started
@@ -149,7 +159,13 @@ def _run(verb: Verb, config: RunConfig, sources: Sequence[Ref], *, json: bool, t
 
 @contextmanager
 def staged(
-    verb: Verb, config: RunConfig, sources: Sequence[Ref], tokenizer: Path | None = None, *, json: bool
+    verb: Verb,
+    config: RunConfig,
+    sources: Sequence[Ref],
+    tokenizer: Path | None = None,
+    *,
+    limit: int | None = None,
+    json: bool,
 ) -> Iterator[Outcome]:
     """Run a stage, with servers around it that stay until the block ends. A failure is told to the user here."""
     started, name = time.monotonic(), f"{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
@@ -172,6 +188,7 @@ def staged(
                 sources=list(sources),
                 command=shlex.join(["redraft", *sys.argv[1:]]),
                 tokenizer=str(tokenizer.resolve()) if tokenizer else "",
+                limit=limit,
                 return_state=True,
             )
         if state.is_completed():

@@ -12,6 +12,7 @@ from core.errors import ConfigError, InputError
 from core.manifest import Ref, read_manifest, read_table
 from core.models.denoiser import load_denoiser
 from data_contracts import Drafts, Rejects, Samples, Traces
+from flows import cli
 from flows.cli_options import in_blocks
 from flows.cli_words import expanded, preset
 from flows.exporting import run_export
@@ -201,6 +202,30 @@ def test_what_is_said_of_prompts_is_for_a_checkpoint_that_comes_in(config, tmp_p
     model = stored.model.model_copy(update={"system": "Be brief."})
     with pytest.raises(ConfigError, match="this one is there as it is"):
         run_draft(stored.model_copy(update={"model": model}), json=True)
+
+
+def test_a_limit_drafts_the_first_samples_alone(config, tmp_path, capsys):
+    known, place = with_data(config, *photos(tmp_path)), workplace(config.place)
+    assert run_draft(known, limit=4, json=True) == 0
+    line = printed(capsys)
+    refs = [Ref.model_validate(ref) for ref in line["outputs"]]
+    assert (line["counts"]["ok"], len(refs)) == (4 * 2, 2), "a whole shard, and one of the rest"
+    (samples,) = read_manifest(place.store, refs[0].uri).parents["samples"]
+    first = read_table(place.store, samples, Samples)["sample_id"].to_list()[:4]
+    assert set(read_table(place.store, refs, Drafts)["sample_id"]) == set(first)
+
+    assert run_draft(known, limit=99, json=True) == 0
+    line = printed(capsys)
+    assert line["counts"]["ok"] == len(list(IMAGES.iterdir())) * 2
+    assert line["outputs"][0]["uri"] == refs[0].uri
+
+
+def test_the_command_takes_a_limit(monkeypatch):
+    seen: list[int | None] = []
+    monkeypatch.setattr("flows.stages.run_draft", lambda config, *, limit, json: seen.append(limit) or 0)
+    for given in (["--limit", "4"], []):
+        cli.app.meta(["draft", *given], exit_on_error=False, result_action="return_value")
+    assert seen == [4, None]
 
 
 def test_a_block_length_is_that_of_all_settings():
