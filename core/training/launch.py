@@ -5,6 +5,7 @@ writes a line of JSON for every report, and in the end the checkpoint, result.js
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections import deque
@@ -27,7 +28,9 @@ RESULT, REJECTS, ERROR = "result.json", "rejects.parquet", "error.json"
 REPORT = "redraft-report "
 """Begins a line that is a report and no chatter."""
 
-_LINES = 30
+_LINES = 400
+_ROOT_CAUSE = re.compile(r"rank +: (\d+) .*\n +exitcode +: (-?\d+)")
+"""In torchrun's account of each process that failed, of which that of the first one to fail comes last."""
 _GRACE_S = 10.0
 
 
@@ -50,7 +53,7 @@ def train_apart(
 
     Raises:
         RedraftError: what stopped the training in one of them; Interrupted, if all was to stop.
-        FatalError: they ended otherwise; the message has their last words.
+        FatalError: they ended otherwise; the message says which and how, its cause has their last lines.
     """
     folder = job.work
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +72,7 @@ def train_apart(
         code = child.wait()
     if code != 0:
         check()
-        raise _what_stopped_it(folder, code, last)
+        raise _what_stopped_it(folder, code, last) from RuntimeError("\n".join(["the last lines were:", *last]))
     said = json.loads((folder / RESULT).read_text())
     curve = [(step, metrics) for step, metrics in said["curve"]]
     return TrainResult(
@@ -127,4 +130,18 @@ def _what_stopped_it(folder: Path, code: int, last: list[str]) -> RedraftError:
         if issubclass(kind, RedraftError):
             error: RedraftError = kind(said["message"])
             return error
-    return FatalError(f"the training's processes ended with code {code}:\n" + "\n".join(last))
+    return FatalError(_how_it_ended(code, "\n".join(last)))
+
+
+def _how_it_ended(code: int, output: str) -> str:
+    """In a sentence, from the code and the output of torchrun. An exception's name and words are part of it."""
+    failed = _ROOT_CAUSE.findall(output)
+    rank, status = failed[-1] if failed else ("", str(code))
+    who = f"process {rank} of the training" if failed else "the training's processes"
+    raised = re.findall(rf"^(?:\[rank{rank}\]: )?([\w.]*(?:Error|Exception): .*)$", output, re.MULTILINE)
+    if raised and int(status) > 0:
+        return f"{who} ended with code {status}: {raised[-1]}"
+    return (
+        f"{who} ended with code {status} (-9: killed, often because memory ran out). Given again, the command goes on "
+        "from the training's newest checkpoint"
+    )

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -89,6 +90,31 @@ def test_an_interruption_ends_the_processes(tmp_path):
     assert not [one for one in psutil.Process().children(recursive=True) if "core.training.worker" in one.cmdline()]
 
 
+def test_the_death_of_a_process_is_a_sentence_and_the_frames_are_its_cause(tmp_path):
+    job, rows = job_in(tmp_path, SETTINGS.model_copy(update={"steps": 100_000}))
+
+    def kill_the_second(*_: object) -> None:
+        for one in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if one.environ().get("LOCAL_RANK") == "1":
+                    one.kill()
+
+    with pytest.raises(FatalError) as heard:
+        train_apart(job, rows, FILES.__getitem__, devices=["cpu", "cpu"], on_metrics=kill_the_second)
+    assert str(heard.value) == (
+        "process 1 of the training ended with code -9 (-9: killed, often because memory ran out). Given again, the "
+        "command goes on from the training's newest checkpoint"
+    )
+    assert "Traceback" in str(heard.value.__cause__)
+
+
+def test_an_error_that_nobody_foresaw_is_told_in_its_own_words(tmp_path):
+    job, rows = job_in(tmp_path)
+    with pytest.raises(FatalError, match=r'^process 0 of .* code 1: \S+Error: "kinds" not found$') as heard:
+        train_apart(job, rows.drop("kinds"), FILES.__getitem__, devices=["cpu"], on_metrics=lambda *_: None)
+    assert "batches.py" in str(heard.value.__cause__)
+
+
 def test_what_stops_a_process_is_what_the_caller_hears(tmp_path):
     job, rows = job_in(tmp_path, SETTINGS.model_copy(update={"lora": LoraSettings(rank=2, targets=("nowhere",))}))
     with pytest.raises(ConfigError, match="no linear layer 'nowhere'"):
@@ -101,6 +127,11 @@ def test_an_error_of_a_worker_keeps_its_type_and_words(tmp_path):
     heard = _what_stopped_it(tmp_path, 1, ["chatter"])
     assert type(heard) is InputError
     assert str(heard) == "the training does not fit: set its micro_batch"
+
+
+def test_the_launcher_itself_may_be_killed(tmp_path):
+    heard = _what_stopped_it(tmp_path, -9, ["[rank0]: chatter: of no matter"])
+    assert str(heard).startswith("the training's processes ended with code -9 (-9: killed, often because memory ran")
 
 
 PARENT = """
