@@ -29,9 +29,9 @@ def read_revised(
 ) -> Revised:
     """Join Drafts and Revisions. A row in is a draft, or a revision without one.
 
-    Rejects: no_revision, no_draft, expert_failed (outcome failed), expert_unusable, wrong_length (draft and target
-    differ in length), no_mistake (scopes `mistakes` and `full`), partly_aligned (scopes `response` and `full`, unless
-    `keep_partial`).
+    Rejects: no_revision, no_draft, empty_draft (which the expert was not asked about), expert_failed (outcome failed),
+    expert_unusable, wrong_length (draft and target differ in length), no_mistake (scopes `mistakes` and `full`),
+    partly_aligned (scopes `response` and `full`, unless `keep_partial`).
 
     Raises:
         InputError: drafts of different response lengths.
@@ -45,7 +45,7 @@ def read_revised(
         row_id="draft_id",
         outcome=pl.when(pl.col("reason") == "expert_failed").then(pl.lit("failed")).otherwise(pl.lit("rejected")),
         reason="reason",
-        detail=pl.coalesce("error", pl.col("segment_reasons").list.join(", "), pl.lit("")).str.slice(0, 500),
+        detail=pl.coalesce(_cause(), pl.col("segment_reasons").list.join(", "), pl.lit("")).str.slice(0, 500),
     )
     refused = refused.select(pl.col(name).cast(dtype) for name, dtype in REJECT_COLUMNS.items())
     draft_NL, target_NL = list_matrix(usable["token_ids"]), list_matrix(usable["target_ids"])
@@ -66,12 +66,18 @@ def _reason(scope: RefineScope, *, keep_partial: bool) -> pl.Expr:
     partly = (pl.col("segment_reasons").list.len() > 0) & (scope != "mistakes") & (not keep_partial)
     return (
         pl.when(verdict.is_null()).then(pl.lit("no_revision"))
+        .when((verdict == "failed") & (pl.col("error") == "empty_draft")).then(pl.lit("empty_draft"))
         .when(verdict == "failed").then(pl.lit("expert_failed"))
         .when(verdict == "unusable").then(pl.lit("expert_unusable"))
         .when(pl.col("target_ids").list.len().ne_missing(pl.col("token_ids").list.len())).then(pl.lit("wrong_length"))
         .when(no_mistake).then(pl.lit("no_mistake"))
         .when(partly).then(pl.lit("partly_aligned"))
     )  # fmt: skip
+
+
+def _cause() -> pl.Expr:
+    """Why the expert failed, where the reason does not say it already."""
+    return pl.when(pl.col("error") != pl.col("reason")).then(pl.col("error"))
 
 
 def _segment_reasons() -> pl.Expr:

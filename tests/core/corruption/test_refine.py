@@ -115,7 +115,7 @@ def test_what_follows_the_end_of_text_must_be_end_of_text():
 
 
 def test_every_draft_that_is_dropped_has_a_reason():
-    drafts = drafts_of(*(draft(i, "a blue ring is") for i in range(7)))
+    drafts = drafts_of(*(draft(i, "a blue ring is") for i in range(7)), draft(7, ""))
     revisions = revisions_of(
         revision(0, "a red ring is"),
         revision(1, "a blue ring is", "right"),
@@ -123,6 +123,7 @@ def test_every_draft_that_is_dropped_has_a_reason():
         revision(3, "a blue ring is", "unusable", segments=[segment("not_found"), segment("ambiguous")]),
         revision(4, "a red ring is", target_ids=ids("a red")),
         revision(5, "a red ring is", segments=[segment(None), segment("not_found"), segment("no_op")]),
+        revision(7, None, "failed", error="empty_draft"),
         revision(9, "a red ring is"),
     )
     common = {
@@ -130,6 +131,7 @@ def test_every_draft_that_is_dropped_has_a_reason():
         "d3": ("rejected", "expert_unusable", "not_found, ambiguous"),
         "d4": ("rejected", "wrong_length", ""),
         "d6": ("rejected", "no_revision", ""),
+        "d7": ("rejected", "empty_draft", ""),
         "d9": ("rejected", "no_draft", ""),
     }
     right = {"d1": ("rejected", "no_mistake", "")}
@@ -138,7 +140,7 @@ def test_every_draft_that_is_dropped_has_a_reason():
     for scope, rejects in expected.items():
         result = refine(drafts, revisions, scope)
         assert {row[0]: row[1:] for row in result.rejects.iter_rows()} == rejects
-        assert result.rows_in == 8 == result.rows_ok + result.rejects.height
+        assert result.rows_in == 9 == result.rows_ok + result.rejects.height
         assert result.examples.height == result.rows_ok
     assert refine(drafts, revisions, "response", keep_partial=True).rows_ok == 3
 
