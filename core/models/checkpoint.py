@@ -122,9 +122,13 @@ def _promised(folder: Path) -> dict[str, str]:
     if not index.is_file():
         return {}
     try:
-        promised: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        promised: Any = json.loads(index.read_text())["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{index} is damaged ({error!r}): download it again") from error
+    if not isinstance(promised, dict) or not all(isinstance(name, str) for name in promised.values()):
+        raise InputError(
+            f"{index} is damaged: weight_map must give the name of a file for each tensor. Download it again"
+        )
     if strange := [name for name in promised.values() if Path(name).name != name]:
         raise InputError(f"{index} points outside of its folder: {strange[0]!r}")
     return promised

@@ -118,7 +118,11 @@ _COMMON: dict[str, Any] = {
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that Llama and Qwen2 share, from a config.json with transformers' own keys."""
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    scaling = config.get(key) or {}
+    if not isinstance(scaling, Mapping):
+        example = '{"rope_type": "linear", "factor": 2.0}'
+        raise InputError(f"config.json: {key} = {scaling!r} is not supported, an object as {example} is")
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     theta = config["rope_theta"] if "rope_theta" in config else scaling["rope_theta"]
     return {

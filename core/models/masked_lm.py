@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
@@ -93,8 +94,9 @@ def load(folder: Path, placement: Placement) -> MaskedLMDenoiser:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise InputError(f"{folder} is no usable {checkpoint.config['model_type']} checkpoint: {error}") from error
+    except (OSError, ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, StrictDataclassError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise InputError(f"{folder} is no usable {checkpoint.config['model_type']} checkpoint: {said}") from error
     if info["missing_keys"]:
         raise InputError(
             f"{folder} does not hold the tensors that its config.json describes: missing "
@@ -132,7 +134,7 @@ def _split(whole: PreTrainedModel, checkpoint: Checkpoint, placement: Placement)
     head = nn.Sequential(*(part for part in whole.children() if part is not base))
     sees = hasattr(base, "vision_model")
     language = base.text_model if sees else base
-    placeholder = int(config["image_token_id"]) if sees else None
+    placeholder = int(whole.config.image_token_id) if sees else None
     tokenizer = load_tokenizer(folder)
     embedding = language.get_input_embeddings()
     set_special_tokens(tokenizer, config, vocabulary=embedding.num_embeddings, placeholder=placeholder)

@@ -77,9 +77,16 @@ def load_llava(folder: Path, placement: Placement) -> PretrainedDenoiser:
 def assemble(
     checkpoint: Checkpoint, family: DecoderFamily, *, vision: Vision | None, name_of: NameOf, system: str = ""
 ) -> PretrainedDenoiser:
-    """The model of a checkpoint, on the meta device, with its tokenizer; `system`: see `set_special_tokens`."""
-    with torch.device("meta"):
-        language, head = family.build()
+    """The model of a checkpoint, on the meta device, with its tokenizer; `system`: see `set_special_tokens`.
+
+    Raises:
+        InputError: config.json has a size that no model can have, or see `set_special_tokens`.
+    """
+    try:
+        with torch.device("meta"):
+            language, head = family.build()
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{checkpoint.folder}: no model can be built as its config.json says: {error!r}") from error
     tokenizer = load_tokenizer(checkpoint.folder)
     placeholder = None if vision is None else image_token(checkpoint.config)
     vocabulary = family.config.vocab_size

@@ -47,11 +47,11 @@ def set_special_tokens(
         system: what the published code begins each conversation with; a tokenizer that was saved here knows better.
 
     Raises:
-        InputError: if a token cannot be told, or the tokenizer has more tokens than the model.
+        InputError: if a token cannot be told, an id is no number, or the tokenizer has more tokens than the model.
     """
     if len(tokenizer) > vocabulary:
         raise InputError(f"the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}: not its own tokenizer")
-    mask = config.get("mask_token_id")
+    mask = _given_id(config, "mask_token_id")
     if mask is None and tokenizer.mask_token_id is None:
         mask = _called_mask(tokenizer)
     if mask is not None:
@@ -122,8 +122,10 @@ def _called_mask(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def _end_of_text(tokenizer: "PreTrainedTokenizerBase", config: Mapping[str, Any]) -> str:
-    if isinstance(config.get("eos_token_id"), int):
-        return _token(tokenizer, config["eos_token_id"], "eos_token_id")
+    several = isinstance(config.get("eos_token_id"), list)  # transformers lets a text have several ends
+    end = None if several else _given_id(config, "eos_token_id")
+    if end is not None:
+        return _token(tokenizer, end, "eos_token_id")
     if tokenizer.sep_token is not None:
         return str(tokenizer.sep_token)
     raise InputError('the tokenizer has no end-of-text token: set "eos_token" in tokenizer_config.json')
@@ -179,6 +181,16 @@ def _applied(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]
     return str(made)
 
 
+def _given_id(config: Mapping[str, Any], key: str) -> int | None:
+    """The id that config.json gives a token, None if it gives none. Raises InputError if it is no whole number."""
+    token_id = config.get(key)
+    if token_id is None:
+        return None
+    if not isinstance(token_id, int) or isinstance(token_id, bool):
+        raise InputError(f"config.json: {key} = {token_id!r} is no id of a token: a whole number is needed")
+    return token_id
+
+
 def _token(tokenizer: "PreTrainedTokenizerBase", token_id: int, key: str) -> str:
     token = tokenizer.convert_ids_to_tokens(token_id) if 0 <= token_id < len(tokenizer) else None
     if not isinstance(token, str):
@@ -210,9 +222,9 @@ def system_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def image_token(config: Mapping[str, Any]) -> int:
-    """The id that config.json gives images, else LLaVA's."""
-    said = [config[key] for key in ("image_token_id", "image_token_index") if isinstance(config.get(key), int)]
-    return said[0] if said else LLAVA_PLACEHOLDER
+    """The id that config.json gives images, else LLaVA's. Raises InputError if it is no number."""
+    said = [_given_id(config, key) for key in ("image_token_id", "image_token_index")]
+    return next((token_id for token_id in said if token_id is not None), LLAVA_PLACEHOLDER)
 
 
 def image_placeholder(tokenizer: "PreTrainedTokenizerBase") -> int | None:

@@ -59,7 +59,7 @@ class AnyRes:
         """As config.json of a LLaVA says: image_aspect_ratio, e.g. anyres_max_4, and image_grid_pinpoints.
 
         Raises:
-            InputError: another way of tiling, or a grid that does not fit tiles of `side` pixels.
+            InputError: another way of tiling, no grid, or one that does not fit tiles of `side` pixels.
         """
         ratio = str(config.get("image_aspect_ratio"))
         match = re.fullmatch(r"anyres(?:_max_(\d+))?", ratio)
@@ -69,7 +69,7 @@ class AnyRes:
                 f"{config.get('mm_patch_merge_type')!r} is not supported: anyres or anyres_max_N with spatial_unpad is"
             )
         pinpoints = tuple(_pinpoints(config.get("image_grid_pinpoints"), side))
-        if not pinpoints or any(width % side or height % side for width, height in pinpoints):
+        if any(pixels < side or pixels % side for pinpoint in pinpoints for pixels in pinpoint):
             raise InputError(f"config.json: image_grid_pinpoints are no multiples of the tower's {side} pixels")
         return cls(side=side, pinpoints=pinpoints, max_tiles=int(match[1]) if match[1] else None)
 
@@ -151,13 +151,26 @@ def unpadded(grid_DHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _pinpoints(written: object, side: int) -> list[tuple[int, int]]:
-    """[[w, h], ...] as it is, or "(1x1),...,(6x6)" in tiles."""
+    """[[w, h], ...] as it is, or "(1x1),...,(6x6)" in tiles. Raises InputError if it is neither."""
     if isinstance(written, str):
         tiles = [(int(a), int(b)) for a, b in re.findall(r"\((\d+)x(\d+)\)", written)]
         if len(tiles) >= 2 and "..." in written:
             (first_w, first_h), (last_w, last_h) = tiles[0], tiles[-1]
             tiles = [(i, j) for i in range(first_w, last_w + 1) for j in range(first_h, last_h + 1)]
-        return [(i * side, j * side) for i, j in tiles]
-    if isinstance(written, list):
-        return [(int(width), int(height)) for width, height in written]
-    return []
+        found = [(i * side, j * side) for i, j in tiles]
+    else:
+        found = _pairs(written)
+    if not found:
+        said = " lacks image_grid_pinpoints" if written is None else f": image_grid_pinpoints = {written!r} is no grid"
+        raise InputError(
+            f'config.json{said}: [[width, height], ...] in pixels is needed, or "(1x1),...,(6x6)" in tiles'
+        )
+    return found
+
+
+def _pairs(written: object) -> list[tuple[int, int]]:
+    """Empty if it is no list of pairs of numbers."""
+    try:
+        return [(int(width), int(height)) for width, height in written] if isinstance(written, list) else []
+    except (TypeError, ValueError, OverflowError):
+        return []

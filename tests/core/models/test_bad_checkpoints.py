@@ -1,6 +1,7 @@
 """What is wrong with a checkpoint is said, and what to do about it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -92,6 +93,13 @@ def test_a_missing_shard_and_a_promise_that_no_shard_keeps_are_named(tmp_path):
     refused(folder, "points outside of its folder")
 
 
+@pytest.mark.parametrize("promised", [[1], "model.safetensors", None, {"model.more": 1}])
+def test_an_index_that_maps_no_tensors_to_files_is_refused(tmp_path, promised):
+    folder = published(tmp_path, "llada_tiny")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": promised}))
+    refused(folder, r"index\.json is damaged: weight_map must give the name of a file for each tensor")
+
+
 def test_an_unknown_architecture_is_refused_with_those_that_are_known(tmp_path):
     refused(published(tmp_path, "llada_tiny", model_type="gpt2"), r"no loader for model_type 'gpt2'; known: .*llada")
 
@@ -105,12 +113,40 @@ def test_an_unknown_architecture_is_refused_with_those_that_are_known(tmp_path):
         ("llada_v_tiny", {"mm_projector_type": "qformer"}, "mm_projector_type 'qformer'"),
         ("llada_v_tiny", {"image_aspect_ratio": "pad"}, "image_aspect_ratio 'pad'"),
         ("llada_v_tiny", {"image_grid_pinpoints": [[56, 60]]}, "image_grid_pinpoints are no multiples"),
+        ("llada_v_tiny", {"image_grid_pinpoints": [[0, 56]]}, "image_grid_pinpoints are no multiples"),
+        ("llada_v_tiny", {"image_grid_pinpoints": None}, r"lacks image_grid_pinpoints: \[\[width, height\], \.\.\.\]"),
+        ("llada_v_tiny", {"image_grid_pinpoints": [[56]]}, r"image_grid_pinpoints = \[\[56\]\] is no grid: \[\[width"),
+        ("llada_v_tiny", {"image_grid_pinpoints": "all"}, r"image_grid_pinpoints = 'all' is no grid: \[\[width"),
         ("llada_v_tiny", {"mm_vision_tower": "openai/clip-vit-large"}, "SigLIP and SigLIP2 are"),
         ("llada_v_tiny", {"mm_vision_tower": "google/siglip-base"}, r"put the tower's config\.json into"),
     ],
 )
 def test_a_variant_that_nobody_published_is_refused(tmp_path, name, change, match):
     refused(published(tmp_path, name, **change), match)
+
+
+@pytest.mark.parametrize("written", ["linear", ["linear"], 2])
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_a_scaling_of_positions_that_is_no_object_is_refused(tmp_path, key, written):
+    folder = published(tmp_path, "dream_tiny", rope_scaling=None)
+    write_config(folder, **{key: written})
+    refused(
+        folder, rf"config\.json: {key} = {re.escape(repr(written))} is not supported, an object as .*rope_type.* is"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"rope_scaling": {"rope_type": "spiral"}}, "'spiral'"),
+        ({"rope_theta": "large"}, "'str'"),
+        ({"hidden_act": "swirl"}, "'swirl'"),
+        ({"num_attention_heads": 0}, "division"),
+        ({"num_key_value_heads": -1}, "negative dimension"),
+    ],
+)
+def test_a_config_that_no_model_can_be_built_from_is_refused(tmp_path, change, match):
+    refused(published(tmp_path, "dream_tiny", **change), rf"no model can be built as its config\.json says: .*{match}")
 
 
 def test_a_config_that_lacks_a_size_is_refused(tmp_path):
@@ -179,6 +215,37 @@ def test_a_mask_id_beyond_the_tokenizer_is_refused(tmp_path):
     refused(
         published(tmp_path, "llada_tiny", mask_token_id=5000), "mask_token_id = 5000, but the tokenizer has no such"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "written"),
+    [
+        ("llada_tiny", "mask_token_id", "500"),
+        ("llada_tiny", "mask_token_id", [500]),
+        ("llada_tiny", "mask_token_id", 500.0),
+        ("llada_tiny", "mask_token_id", True),
+        ("llada_tiny", "eos_token_id", "491"),
+        ("llada_tiny", "eos_token_id", True),
+        ("llada_v_tiny", "image_token_id", "499"),
+        ("llada_v_tiny", "image_token_index", [499]),
+    ],
+)
+def test_an_id_that_is_no_whole_number_is_refused(tmp_path, name, key, written):
+    folder = published(tmp_path, name, **{key: written})
+    without_end_of_text(folder)
+    refused(folder, rf"config\.json: {key} = {re.escape(repr(written))} is no id of a token: a whole number is needed")
+
+
+def test_of_a_list_of_ends_none_is_taken(tmp_path):
+    folder = published(tmp_path, "llada_tiny", eos_token_id=[491, 494])
+    without_end_of_text(folder)
+    refused(folder, 'the tokenizer has no end-of-text token: set "eos_token"')
+
+
+def without_end_of_text(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({key: said[key] for key in said.keys() - {"eos_token", "pad_token"}}))
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):

@@ -19,7 +19,7 @@ from core.corruption.responses import encode_responses
 from core.errors import InputError
 from core.models.denoiser import load_denoiser, save_denoiser
 from core.models.text import decode_response
-from tests.core.models.checkpoints import byte_tokenizer
+from tests.core.models.checkpoints import byte_tokenizer, write_config
 
 SIZES = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
          "intermediate_size": 48, "max_position_embeddings": 64}  # fmt: skip
@@ -181,6 +181,22 @@ def test_a_config_with_fewer_layers_than_are_stored_is_refused(tmp_path, name):
         text["layer_types"] = text["layer_types"][:1]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"does not hold the tensors.*unexpected .*\.1\..* and \d+ more"):
+        load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("bert", "hidden_size", "32"),
+        ("bert", "hidden_act", "swirl"),
+        ("bert", "num_attention_heads", 0),
+        ("modernvbert", "image_token_id", "499"),
+    ],
+)
+def test_a_config_that_no_model_can_be_built_from_is_refused(tmp_path, name, key, value):
+    written(tmp_path, CONFIGS[name])
+    write_config(tmp_path, **{key: value})
+    with pytest.raises(InputError, match=f"no usable {name} checkpoint"):
         load_denoiser(tmp_path)
 
 
