@@ -9,9 +9,12 @@ from transformers import (
     AlbertConfig,
     AutoModelForMaskedLM,
     BertConfig,
+    ConvBertConfig,
     DistilBertConfig,
+    MobileBertConfig,
     ModernBertConfig,
     ModernVBertConfig,
+    NystromformerConfig,
     RobertaConfig,
 )
 
@@ -35,6 +38,11 @@ CONFIGS = {
     "modernvbert": ModernVBertConfig(
         text_config=TEXT.to_dict(), vision_config=EYES, image_token_id=499, pixel_shuffle_factor=2
     ),
+}
+TRIGRAMS = {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32}
+MIXING = {
+    "mobilebert": MobileBertConfig(**SIZES, **TRIGRAMS),
+    "convbert": ConvBertConfig(**SIZES, embedding_size=32),
 }
 
 
@@ -222,3 +230,32 @@ def test_a_head_that_is_no_module_is_refused(tmp_path):
     written(tmp_path, DistilBertConfig(vocab_size=512, dim=32, n_layers=1, n_heads=4, hidden_dim=48))
     with pytest.raises(InputError, match="DistilBertForMaskedLM is not a base model followed by its head"):
         load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MIXING)
+def test_a_model_that_mixes_padding_into_the_text_is_refused(tmp_path, name, dtype):
+    written(tmp_path, MIXING[name])
+    with pytest.raises(InputError, match=r"ForMaskedLM mixes the padding behind a text into the text"):
+        load_denoiser(tmp_path, dtype=dtype)
+
+
+def test_a_model_to_which_the_length_of_padding_matters_is_refused(tmp_path):
+    """Nystromformer blanks its padding, and takes means over all of a row."""
+    written(tmp_path, NystromformerConfig(**SIZES))
+    with pytest.raises(InputError, match="mixes the padding"):
+        load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [*CONFIGS, "mobilebert"])
+@torch.no_grad()
+def test_a_model_that_leaves_padding_out_is_loaded_in_every_dtype(tmp_path, name, dtype):
+    written(tmp_path, CONFIGS.get(name) or MobileBertConfig(**SIZES, **TRIGRAMS, trigram_input=False))
+    model = load_denoiser(tmp_path, dtype=dtype)
+    ids_BL = some_ids(2, 9)
+    valid_BL = torch.ones_like(ids_BL, dtype=torch.bool)
+    valid_BL[1, 4:] = False
+    beside = model.logits(model.hidden(ids_BL, valid_BL=valid_BL, features_BND=None)[1:, :4])
+    alone = model.logits(model.hidden(ids_BL[1:, :4], valid_BL=valid_BL[1:, :4], features_BND=None))
+    assert torch.allclose(beside, alone, rtol=0, atol=float(8 * torch.finfo(dtype).eps * alone.abs().max()))
