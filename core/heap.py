@@ -28,7 +28,8 @@ _APART = _Limits(apart=4 * 2**20, trim=8 * 2**20)
 _KEPT = _Limits(apart=32 * 2**20, trim=2**30, spare=64 * 2**20)
 """A heap of a thread that is not the main one has 64 MB, and goes back whole unless that much is to be spare."""
 _lock = threading.Lock()
-_wanted: list[_Limits] = []
+_wanted: dict[object, _Limits] = {}
+"""By block, the newest last."""
 
 
 @contextmanager
@@ -69,15 +70,16 @@ def return_memory() -> None:
 @contextmanager
 def _limited(limits: _Limits) -> Iterator[None]:
     """The limits are the process's: where blocks overlap, those of the newest hold."""
+    block = object()
     with _lock:
-        _wanted.append(limits)
+        _wanted[block] = limits
         _set(limits)
     try:
         yield
     finally:
         with _lock:
-            _wanted.remove(limits)
-            _set(_wanted[-1] if _wanted else _USUAL)
+            del _wanted[block]
+            _set([_USUAL, *_wanted.values()][-1])
 
 
 def _set(limits: _Limits) -> None:

@@ -7,6 +7,7 @@ interrupted.
 import errno
 import os
 import sys
+from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 from typing import Annotated
@@ -167,7 +168,8 @@ def expert(*, host: str = "127.0.0.1", port: int = 8900, beside: int | None = No
         from flows.processes import end_beside
 
         end_beside(beside)
-    serve_expert(ReferenceSettings(), host=host, port=port)
+    with suppress(KeyboardInterrupt):  # how it is meant to be ended
+        serve_expert(ReferenceSettings(), host=host, port=port)
     return 0
 
 

@@ -9,12 +9,15 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+_WATCH_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,12 @@ def end_beside(other: int) -> None:
     """End this process when another does, in whatever way that ends; at once if it is not there."""
 
     def watch() -> None:
-        with suppress(psutil.NoSuchProcess):
-            psutil.Process(other).wait()
-        os._exit(0)
+        try:
+            process = Process.of(other)
+            while alive(process):
+                time.sleep(_WATCH_S)
+        finally:
+            os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
 

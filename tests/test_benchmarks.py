@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks.record import Ratio, Timings, alternate, in_turn, record
+from tests.benchmarks.record import Ratio, Timings, alternate, in_turn, measured_before, record
 from tests.benchmarks.table import BEGIN, END, RESULTS, replaced, table, with_tables
 
 ROOT = Path(__file__).parent.parent
@@ -118,3 +118,15 @@ def test_the_peak_of_a_training_is_its_own_and_not_that_of_the_process_that_star
     command = [sys.executable, "-m", "tests.benchmarks.training_memory", case, "1"]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert found["before"] <= found["loaded"] <= found["peak"] < large.nbytes
+
+
+def test_a_benchmark_goes_on_with_what_was_measured_alike_and_refuses_all_else(tmp_path):
+    file = tmp_path / "one.json"
+    assert measured_before(file, {"rows": 4}) is None
+    record(file, "one", settings={"rows": 4}, measured={"seconds": 2}, ratios=[], packages=("numpy",))
+    assert measured_before(file, {"rows": 4}) == {"seconds": 2}
+    with pytest.raises(ValueError, match="begin anew"):
+        measured_before(file, {"rows": 5})
+    file.write_text(file.read_text().replace('"cores": ', '"cores": 1'))
+    with pytest.raises(ValueError, match="begin anew"):
+        measured_before(file, {"rows": 4})

@@ -207,7 +207,7 @@ def _check_parts(model: MaskedLMDenoiser, whole: PreTrainedModel, folder: Path) 
         ours, theirs = _tried(model, ids_1L), whole(input_ids=ids_1L).logits
         one, other = (_tried(model, ids_1L, padding_1L) for padding_1L in (ids_1L, ids_1L.flip(1)))
         agree = ours.shape == theirs.shape and _close(ours, theirs, _CLOSE)
-    except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError):
+    except (TypeError, ValueError, LookupError, RuntimeError, AttributeError, NotImplementedError):
         agree = False
     if not agree:
         raise InputError(

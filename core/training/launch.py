@@ -6,6 +6,7 @@ writes a line of JSON for every report, and in the end the checkpoint, result.js
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -31,6 +32,8 @@ REPORT = "redraft-report "
 _LINES = 400
 _ROOT_CAUSE = re.compile(r"rank +: (\d+) .*\n +exitcode +: (-?\d+)")
 """In torchrun's account of each process that failed, of which that of the first one to fail comes last."""
+_RAISED = re.compile(r"^(?:\[rank(\d+)\]: )?([\w.]*(?:Error|Exception)(?:: .+)?)$", re.MULTILINE)
+"""The last line of a traceback, which torchrun marks with the process's number, if that is known."""
 _GRACE_S = 10.0
 
 
@@ -136,12 +139,13 @@ def _what_stopped_it(folder: Path, code: int, last: list[str]) -> RedraftError:
 def _how_it_ended(code: int, output: str) -> str:
     """In a sentence, from the code and the output of torchrun. An exception's name and words are part of it."""
     failed = _ROOT_CAUSE.findall(output)
-    rank, status = failed[-1] if failed else ("", str(code))
+    rank, status = (failed[-1][0], int(failed[-1][1])) if failed else ("", code)
     who = f"process {rank} of the training" if failed else "the training's processes"
-    raised = re.findall(rf"^(?:\[rank{rank}\]: )?([\w.]*(?:Error|Exception): .*)$", output, re.MULTILINE)
-    if raised and int(status) > 0:
-        return f"{who} ended with code {status}: {raised[-1]}"
+    raised = _RAISED.findall(output)
+    own = [words for by, words in raised if failed and by == rank] or [words for by, words in raised if not by]
+    if own and status > 0:
+        return f"{who} ended with code {status}: {own[-1]}"
+    why = " (killed, often because memory ran out)" if status == -signal.SIGKILL else ""
     return (
-        f"{who} ended with code {status} (-9: killed, often because memory ran out). Given again, the command goes on "
-        "from the training's newest checkpoint"
+        f"{who} ended with code {status}{why}. Given again, the command goes on from the training's newest checkpoint"
     )

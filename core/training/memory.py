@@ -9,6 +9,7 @@ Shapes: B rows computed at once, L text tokens, N supervised tokens, D hidden si
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, cast
 from weakref import finalize
@@ -159,10 +160,9 @@ class Planner:
 def remedies(
     planner: Planner, settings: TrainSettings, *, processes: int, memory: int, shared: bool = False
 ) -> list[Remedy]:
-    """Changes that make a training fit into `memory` bytes a process: each that does alone, else some together.
+    """Changes that make a training fit into `memory` bytes a process: each that does alone, else the fewest together.
 
-    Of those none can be left out; what changes the result, or takes hardware, is in it only if the rest is not enough.
-    Empty if nothing known here helps.
+    Of as many, those that change nothing in the result come first. Empty if nothing known here helps.
 
     Args:
         shared: all processes have the same memory, as on one machine's processors, so that more of them have no more.
@@ -177,18 +177,11 @@ def remedies(
         said = " and ".join(one.said.format(processes=count) for one in chosen)
         return Remedy(change=said, plan=planner.plan(changed, processes=count))
 
-    alone = [remedy([one]) for one in changes]
-    if fitting := [one for one in alone if one.plan.total <= memory]:
-        return fitting
-    found = remedy(changes)
-    if found.plan.total > memory:
-        return []
-    for change in reversed(list(changes)):
-        fewer = [one for one in changes if one is not change]
-        without = remedy(fewer)
-        if without.plan.total <= memory:
-            changes, found = fewer, without
-    return [found]
+    for count in range(1, len(changes) + 1):
+        fitting = (one for one in map(remedy, combinations(changes, count)) if one.plan.total <= memory)
+        if found := list(fitting if count == 1 else islice(fitting, 1)):
+            return found
+    return []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ python -m tests.benchmarks.bench_decode --device cuda --out tests/results/benchm
 On the processor: hidden 512, 8 layers, random weights, 16 prompts of 64 tokens, 128 new tokens in 32 steps, frozen and
 refining, at two vocabularies. (a) plain: one row at a time, logits at all positions, float64 softmax over all of them.
 (b) limit: forwards of the same batch, and the head on the positions that may change. The three take turns, a step of
-each. The small vocabulary, where ratios are near their bounds, is measured several times, and the median counts; what
-the file has already, of the same settings, is not measured again. Fails if a token differs from (a), or a ratio misses
+each. The small vocabulary, where ratios are near their bounds, is measured several times, and the median counts. With
+--go-on, what the file has already is not measured again. Fails if a token differs from (a), or a ratio misses
 its bound.
 On a GPU: the 8B shape in bf16, how near its forwards come to the measured matmul rate, and drafts and tokens a second.
 To fit into ten minutes, the limit is that of a few forwards, spread over the plan and multiplied, and many steps are
@@ -164,7 +164,7 @@ def batches(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], list[Rat
 
 def on_processor(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], list[Ratio]]]:
     """A measurement and its ratios, for each vocabulary and policy."""
-    before: list[dict[str, Any]] = measured_before(args.out, settings_of(args)) or []
+    before: list[dict[str, Any]] = (measured_before(args.out, settings_of(args)) if args.go_on else None) or []
     known = {(row["vocabulary"], row["policy"]): row for row in before if "policy" in row}
     for vocabulary in args.vocabularies:
         model = random_model(_shape(args, vocabulary))
@@ -178,7 +178,7 @@ def on_processor(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], lis
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What a figure depends on."""
-    return {name: value for name, value in vars(args).items() if name not in ("out", "device", "rounds")}
+    return {name: value for name, value in vars(args).items() if name not in ("out", "device", "rounds", "go_on")}
 
 
 def _together(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -257,6 +257,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape-8b", action="store_true", help="the GPU's measurements on any device")
+    parser.add_argument("--go-on", action="store_true", help="measure what the file does not have yet")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3, help="measurements at a small vocabulary; the median counts")
     parser.add_argument("--repeats", type=int, default=2, help="forwards of the 8B shape, of which the best counts")

@@ -7,8 +7,8 @@ python -m tests.benchmarks.bench_train_step --device cuda --out tests/results/be
 whose step is the same for all; all ways in turn in one process. Memory is that of whole steps with AdamW, each way in a
 process of its own (`tests.benchmarks.training_memory`): weights, gradients and the optimizer's state are in it for all.
 All ways have the heap that trainings have (`core.heap.large_tensors_apart`), for time and memory alike.
-"Supervised" is the share of all positions, prompts included, that have a loss. Of time and memory, what the file has
-already, of the same settings, is not measured again.
+"Supervised" is the share of all positions, prompts included, that have a loss. With --go-on, of time and memory what
+the file has already is not measured again.
 
 The bound on memory is held against `plain`, whose batch is computed at once, with logits everywhere: so does the
 published training code. Rows one at a time, with one backward pass for all of them (`plain_rows`) or with one each, are
@@ -164,14 +164,15 @@ def main() -> int:
     parser.add_argument("--large", type=int, default=LARGE)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--go-on", action="store_true", help="measure what the file does not have yet")
     parser.add_argument("--clock", choices=sorted(_CLOCKS), default="wall")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = {key: value for key, value in vars(args).items() if key != "out"}
+    settings = {key: value for key, value in vars(args).items() if key not in ("out", "go_on")}
     if args.device == "cuda":
         measured, ratios = train_step_gpu.measure(args.repeats)
         return record(args.out, "train_step_gpu", settings=settings, measured=measured, ratios=ratios)
-    known: dict[str, Any] = measured_before(args.out, settings) or {}
+    known: dict[str, Any] = (measured_before(args.out, settings) if args.go_on else None) or {}
     seconds = known.get("time") or times(args)
     memory = known.get("memory_bytes") or peaks(args)  # last: it may be measured on a machine that has other work
     return record(

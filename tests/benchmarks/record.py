@@ -159,9 +159,19 @@ def in_turn(ways: Mapping[str, Callable[[Callable[[], None]], object]], *, threa
 
 
 def measured_before(out: Path, settings: Mapping[str, Any]) -> Any:
-    """What a benchmark's file holds as measured, if it is of the same settings; None: there is no such file."""
-    found = json.loads(out.read_text()) if out.is_file() else {}
-    return found["measured"] if found.get("settings") == settings else None
+    """What a benchmark's file holds as measured, for a run that goes on; None: there is no such file.
+
+    Raises:
+        ValueError: it is of other settings, another machine or other versions.
+    """
+    if not out.is_file():
+        return None
+    found = json.loads(out.read_text())
+    now = {"settings": dict(settings), "machine": machine()}
+    versions = {name: platform.python_version() if name == "python" else version(name) for name in found["versions"]}
+    if {name: found[name] for name in now} != now or found["versions"] != versions:
+        raise ValueError(f"{out} was measured otherwise, or elsewhere: begin anew, without --go-on")
+    return found["measured"]
 
 
 def record(

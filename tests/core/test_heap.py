@@ -9,6 +9,7 @@ from multiprocessing import get_context
 import psutil
 import torch
 
+from core import heap
 from core.heap import freed_memory_kept, large_tensors_apart
 
 _COUNT, _LARGE, _SMALL = 40, 8 * 2**20, 2**19
@@ -70,3 +71,13 @@ def test_the_same_tensors_again_take_the_same_memory():
         (usual, _), (kept, left) = process.submit(_faults_in_a_fresh_process).result()
     assert kept < usual / 100, "each step had its memory from the system"
     assert left < 2 * _LARGE, "given back in the end"
+
+
+def test_of_blocks_that_overlap_the_newest_that_is_open_holds(monkeypatch):
+    asked = []
+    monkeypatch.setattr(heap, "_set", asked.append)
+    with large_tensors_apart(), freed_memory_kept():
+        with large_tensors_apart():
+            pass
+        assert asked[-1] == heap._KEPT
+    assert [asked[0], *asked[-2:]] == [heap._APART, heap._APART, heap._USUAL]

@@ -102,8 +102,8 @@ def test_the_death_of_a_process_is_a_sentence_and_the_frames_are_its_cause(tmp_p
     with pytest.raises(FatalError) as heard:
         train_apart(job, rows, FILES.__getitem__, devices=["cpu", "cpu"], on_metrics=kill_the_second)
     assert str(heard.value) == (
-        "process 1 of the training ended with code -9 (-9: killed, often because memory ran out). Given again, the "
-        "command goes on from the training's newest checkpoint"
+        "process 1 of the training ended with code -9 (killed, often because memory ran out). Given again, the "
+        "command goes on from its newest checkpoint"
     )
     assert "Traceback" in str(heard.value.__cause__)
 
@@ -131,7 +131,33 @@ def test_an_error_of_a_worker_keeps_its_type_and_words(tmp_path):
 
 def test_the_launcher_itself_may_be_killed(tmp_path):
     heard = _what_stopped_it(tmp_path, -9, ["[rank0]: chatter: of no matter"])
-    assert str(heard).startswith("the training's processes ended with code -9 (-9: killed, often because memory ran")
+    assert str(heard).startswith("the training's processes ended with code -9 (killed, often because memory ran")
+
+
+ACCOUNT = """
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+Root Cause (first observed failure):
+  rank      : 1 (local_rank: 1)
+  exitcode  : {code} (pid: 7)
+"""
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "told"),
+    [
+        (
+            "[rank1]: MemoryError\n[rank0]: RuntimeError: it is gone\nValueError: of no matter",
+            1,
+            "1: MemoryError",
+        ),
+        ("KeyError: 'x'\n\nDuring handling of it:\nAssertionError", 1, "1: AssertionError"),
+        ("ValueError: before the end", -11, "-11. Given again, the command goes on"),
+        ("chatter", 1, "1. Given again, the command goes on"),
+    ],
+)
+def test_what_a_process_died_of_is_its_own_last_error(tmp_path, output, code, told):
+    heard = _what_stopped_it(tmp_path, 1, [*output.splitlines(), *ACCOUNT.format(code=code).splitlines()])
+    assert str(heard).startswith(f"process 1 of the training ended with code {told}")
 
 
 PARENT = """

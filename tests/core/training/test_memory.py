@@ -200,7 +200,7 @@ def test_what_helps_is_said_and_helps(tmp_path):
     assert remedies(Planner(make, row), settings, processes=1, memory=1000) == []
 
 
-def test_changes_that_help_together_are_those_that_none_of_can_be_left_out(tmp_path):
+def test_changes_that_help_together_are_the_fewest(tmp_path):
     make = build(published(tmp_path, "llada_tiny"))
     settings, row = TrainSettings(batch_size=8, optimizer="adamw"), RowSizes(text=40, supervised=30)
     planner = Planner(make, row)
@@ -208,6 +208,17 @@ def test_changes_that_help_together_are_those_that_none_of_can_be_left_out(tmp_p
     (found,) = remedies(planner, settings, processes=1, memory=planner.plan(both).total, shared=True)
     assert found.change == "micro_batch = 1 and lora.rank = 16"
     assert found.plan == planner.plan(both)
+
+
+def test_a_change_that_takes_memory_beside_others_is_left_out():
+    """All changes together need more than three of them: bf16 adds copies, processes what they gather."""
+    settings, row = TrainSettings(batch_size=8, optimizer="adamw"), RowSizes(text=64, supervised=48)
+    planner = Planner(lambda: denoiser(Shape(vocabulary=8000, hidden=64, layers=2, heads=2, intermediate=64)), row)
+    three = {"micro_batch": 1, "gradient_checkpointing": True, "lora": LoraSettings(rank=16)}
+    least = planner.plan(settings.model_copy(update=three)).total
+    (found,) = remedies(planner, settings, processes=1, memory=least)
+    assert found.change == "micro_batch = 1 and gradient_checkpointing = true and lora.rank = 16"
+    assert remedies(planner, settings, processes=1, memory=least - 1) == []
 
 
 def test_what_takes_the_same_memory_is_planned_once(tmp_path):
