@@ -146,6 +146,4 @@ def _how_it_ended(code: int, output: str) -> str:
     if own and status > 0:
         return f"{who} ended with code {status}: {own[-1]}"
     why = " (killed, often because memory ran out)" if status == -signal.SIGKILL else ""
-    return (
-        f"{who} ended with code {status}{why}. Given again, the command goes on from the training's newest checkpoint"
-    )
+    return f"{who} ended with code {status}{why}. Given again, the command goes on from its newest checkpoint"
