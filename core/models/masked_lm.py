@@ -1,7 +1,7 @@
-"""A masked language model of transformers as a Denoiser: BERT, RoBERTa, ALBERT, ModernBERT, ModernVBert.
+"""A masked language model of transformers as a Denoiser: BERT, RoBERTa, ALBERT, ModernBERT, ModernVBert, ...
 
-Others are loaded if they are a base model followed by its head and leave padding out of the text before it. Both are
-tried out, and refused if not.
+Others are loaded if they are a base model followed by a head, in whatever way that is run, and leave padding out of the
+text before it. Both are tried out, and refused if not.
 
 Loading and saving are transformers' own, so the layout stays what it was. Dropout is off in training too: a step then
 depends on its rows alone.
@@ -9,6 +9,7 @@ depends on its rows alone.
 
 import sys
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+from transformers.modeling_outputs import BaseModelOutput
 
 from core.errors import ConfigError, InputError
 from core.models.checkpoint import REBUILT, Checkpoint, check_values, listed, open_checkpoint, write_files
@@ -130,9 +132,51 @@ def _positions(language: Any) -> int:
 
 
 def _split(whole: PreTrainedModel, checkpoint: Checkpoint, placement: Placement) -> MaskedLMDenoiser:
+    parts = [part for part in whole.children() if part is not whole.base_model]
+    ids_1L = _probe(whole)
+    for head in (nn.Sequential(*parts), WithinWhole(whole)):
+        model = _assembled(whole, head, checkpoint)
+        if _agrees(model, whole, ids_1L):
+            break
+    else:
+        raise InputError(
+            f"{checkpoint.folder}: {type(whole).__name__} is not a base model followed by its head, or takes no "
+            "embeddings: this architecture is not supported"
+        )
+    _check_padding(model, whole, ids_1L, checkpoint.folder)
+    _move(model, placement)
+    placement.connect(model)
+    return model
+
+
+class WithinWhole(nn.Module):
+    """A head that the forward of its whole model alone knows how to run (DistilBERT's has functions between layers)."""
+
+    def __init__(self, whole: PreTrainedModel) -> None:
+        super().__init__()
+        base = whole.base_model
+        self.parts = nn.ModuleDict({name: part for name, part in whole.named_children() if part is not base})
+        shell = copy(whole)
+        shell._modules = {name: _Given() if part is base else part for name, part in whole.named_children()}
+        self._shell = [shell]  # in a list: its parts are registered already
+
+    def forward(self, hidden_ND: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        flat_1ND = hidden_ND.reshape(1, -1, hidden_ND.shape[-1])
+        logits_1NV: Tensor = self._shell[0](inputs_embeds=flat_1ND).logits
+        return logits_1NV.view(*hidden_ND.shape[:-1], -1)
+
+
+class _Given(nn.Module):
+    """In the place of a base model: its final hidden states are what it is given."""
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=cast(Any, inputs_embeds))
+
+
+def _assembled(whole: PreTrainedModel, head: nn.Module, checkpoint: Checkpoint) -> MaskedLMDenoiser:
     folder, config = checkpoint.folder, checkpoint.config
     base: Any = whole.base_model
-    head = nn.Sequential(*(part for part in whole.children() if part is not base))
     sees = hasattr(base, "vision_model")
     language = base.text_model if sees else base
     placeholder = int(whole.config.image_token_id) if sees else None
@@ -156,9 +200,6 @@ def _split(whole: PreTrainedModel, checkpoint: Checkpoint, placement: Placement)
         ),
     )
     model.train(False)
-    _check_parts(model, whole, folder)
-    _move(model, placement)
-    placement.connect(model)
     return model
 
 
@@ -197,29 +238,34 @@ def _mask(config: Any, embeddings_BTD: Tensor, seen_BT: Tensor) -> Any:
     return {"full_attention": full, "sliding_attention": near}
 
 
+def _probe(whole: PreTrainedModel) -> Tensor:
+    """(1, L): a text to try a model with, without padding: RoBERTa numbers positions by it."""
+    pad = whole.config.get_text_config().pad_token_id
+    return torch.tensor([[token for token in range(_PROBE + 1) if token != pad][:_PROBE]])
+
+
 @torch.no_grad()
-def _check_parts(model: MaskedLMDenoiser, whole: PreTrainedModel, folder: Path) -> None:
-    """The parts, one after the other, must give what the whole gives, and padding must change nothing."""
-    name = type(whole).__name__
-    pad = whole.config.get_text_config().pad_token_id  # RoBERTa numbers positions by it
-    ids_1L = torch.tensor([[token for token in range(_PROBE + 1) if token != pad][:_PROBE]])
+def _agrees(model: MaskedLMDenoiser, whole: PreTrainedModel, ids_1L: Tensor) -> bool:
+    """Whether the parts, one after the other, give what the whole gives, and can be run beside longer texts."""
     try:
         ours, theirs = _tried(model, ids_1L), whole(input_ids=ids_1L).logits
-        one, other = (_tried(model, ids_1L, padding_1L) for padding_1L in (ids_1L, ids_1L.flip(1)))
-        agree = ours.shape == theirs.shape and _close(ours, theirs, _CLOSE)
+        _tried(model, ids_1L, ids_1L)
+        return ours.shape == theirs.shape and _close(ours, theirs, _CLOSE)
     except (TypeError, ValueError, LookupError, RuntimeError, AttributeError, NotImplementedError):
-        agree = False
-    if not agree:
-        raise InputError(
-            f"{folder}: {name} is not a base model followed by its head, or takes no embeddings: "
-            "this architecture is not supported"
-        )
+        return False
+
+
+@torch.no_grad()
+def _check_padding(model: MaskedLMDenoiser, whole: PreTrainedModel, ids_1L: Tensor, folder: Path) -> None:
+    """Padding must change nothing."""
+    alone = _tried(model, ids_1L)
+    one, other = (_tried(model, ids_1L, padding_1L) for padding_1L in (ids_1L, ids_1L.flip(1)))
     # batches of one shape are rounded alike in every dtype; a text alone is not, by 0.3 % in fp16 at 24 layers
-    if not (_close(one, other, _CLOSE) and _close(one, ours, torch.finfo(model.dtype).eps ** 0.5)):
+    if not (_close(one, other, _CLOSE) and _close(one, alone, torch.finfo(model.dtype).eps ** 0.5)):
         raise InputError(
-            f"{folder}: {name} mixes the padding behind a text into the text (by convolutions, or embeddings of "
-            "neighbours), so that its tokens would depend on the longer texts of a batch: this architecture is not "
-            "supported"
+            f"{folder}: {type(whole).__name__} mixes the padding behind a text into the text (by convolutions, or "
+            "embeddings of neighbours), so that its tokens would depend on the longer texts of a batch: this "
+            "architecture is not supported"
         )
 
 

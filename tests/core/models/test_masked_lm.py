@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import (
     AlbertConfig,
     AutoModelForMaskedLM,
+    BartConfig,
     BertConfig,
     ConvBertConfig,
     DistilBertConfig,
@@ -16,6 +17,7 @@ from transformers import (
     ModernVBertConfig,
     NystromformerConfig,
     RobertaConfig,
+    XLMConfig,
 )
 
 from core.corruption.responses import encode_responses
@@ -35,6 +37,10 @@ CONFIGS = {
     "roberta": RobertaConfig(**SIZES, pad_token_id=1),
     "albert": AlbertConfig(**SIZES, embedding_size=32),
     "modernbert": TEXT,
+    "distilbert": DistilBertConfig(
+        vocab_size=512, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=64
+    ),
+    "xlm": XLMConfig(vocab_size=512, emb_dim=32, n_layers=2, n_heads=4, max_position_embeddings=64),
     "modernvbert": ModernVBertConfig(
         text_config=TEXT.to_dict(), vision_config=EYES, image_token_id=499, pixel_shuffle_factor=2
     ),
@@ -118,7 +124,7 @@ def test_the_normalisation_of_images_is_the_checkpoints_and_goes_with_a_saved_mo
     assert {path.name for path in (tmp_path / "b").iterdir()} == {path.name for path in (tmp_path / "a").iterdir()}
 
 
-@pytest.mark.parametrize("name", ["bert", "modernvbert"])
+@pytest.mark.parametrize("name", ["bert", "modernvbert", "distilbert"])
 @torch.no_grad()
 def test_saving_and_loading_gives_equal_logits_and_names(tmp_path, name):
     written(tmp_path / "a", CONFIGS[name])
@@ -226,9 +232,10 @@ def test_parameters_have_the_names_that_transformers_gives_them(tmp_path, name):
     assert all(torch.equal(p, whole[name]) for name, p in found.items())
 
 
-def test_a_head_that_is_no_module_is_refused(tmp_path):
-    written(tmp_path, DistilBertConfig(vocab_size=512, dim=32, n_layers=1, n_heads=4, hidden_dim=48))
-    with pytest.raises(InputError, match="DistilBertForMaskedLM is not a base model followed by its head"):
+def test_a_model_that_is_no_base_with_a_head_behind_it_is_refused(tmp_path):
+    written(tmp_path, BartConfig(vocab_size=512, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=48,
+                                 decoder_ffn_dim=48, encoder_attention_heads=4, decoder_attention_heads=4))  # fmt: skip
+    with pytest.raises(InputError, match="BartForConditionalGeneration is not a base model followed by its head"):
         load_denoiser(tmp_path)
 
 
