@@ -31,9 +31,10 @@ from core.training.sharding import layers_of
 from core.training.trainee import Trainee, prepare
 
 _ADAPTER = LoraSettings(rank=16)
-_TAKES_MEMORY = {
-    "batch_size", "micro_batch", "optimizer", "group_lr", "lora", "precision", "gradient_checkpointing",
+_TAKES_NONE = {
+    "steps", "lr", "warmup", "floor", "weight_decay", "grad_clip", "log_every", "checkpoint_every", "bucket",
 }  # fmt: skip
+"""Settings that no plan depends on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +152,7 @@ class Planner:
 
     def plan(self, settings: TrainSettings, *, processes: int = 1) -> MemoryPlan:
         """See `plan_training`."""
-        key = (settings.model_dump_json(include=_TAKES_MEMORY), processes)
+        key = (settings.model_dump_json(exclude=_TAKES_NONE), processes)
         if key not in self._plans:
             self._plans[key] = plan_training(self._build(), settings, self._row, processes=processes)
         return self._plans[key]
