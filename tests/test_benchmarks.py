@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 
 from tests.benchmarks.record import Ratio, Timings, alternate, in_turn, measured_before, record
 from tests.benchmarks.table import BEGIN, END, RESULTS, replaced, table, with_tables
+from tests.clock import Clock
 
 ROOT = Path(__file__).parent.parent
 KEYS = {"benchmark", "command", "machine", "versions", "settings", "measured", "ratios"}
@@ -39,7 +39,9 @@ def test_a_committed_benchmark_names_a_command_that_make_bench_has(path):
     assert set(result) == KEYS or path.stem in OWN_FORM
 
 
-def test_computations_that_take_turns_run_one_at_a_time_and_none_always_follows_another():
+def test_computations_that_take_turns_run_one_at_a_time_and_none_always_follows_another(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("tests.benchmarks.record.time", clock)
     order: list[str] = []
     running: list[str] = []
 
@@ -49,7 +51,7 @@ def test_computations_that_take_turns_run_one_at_a_time_and_none_always_follows_
                 running.append(way)
                 assert running == [way], "another one is at work"
                 order.append(way)
-                time.sleep(0.002 if way == "slow" else 0.0)
+                clock.now += 5.0 if way == "slow" else 1.0
                 running.clear()
                 if step < count - 1:
                     pause()
@@ -61,7 +63,7 @@ def test_computations_that_take_turns_run_one_at_a_time_and_none_always_follows_
     for turn in range(4):
         assert set(order[3 * turn : 3 * turn + 3]) == {"slow", "quick", "short"}
     assert len({tuple(order[3 * turn : 3 * turn + 3]) for turn in range(4)}) > 1
-    assert took["slow"] >= 12 * 0.002 > took["quick"]
+    assert took == {"slow": 60.0, "quick": 12.0, "short": 4.0}
 
 
 def test_a_line_has_the_figure_its_bound_and_whether_it_is_kept(tmp_path):

@@ -5,15 +5,17 @@ import time
 
 import polars as pl
 import pytest
+from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
-from core.claims import Claims, open_database
+from core.claims import Claim, Claims, open_database
 from core.errors import AccountingError, ClaimLost, EmptyOutput, InputError
 from core.manifest import Ref, read_manifest, read_table, stage_key, to_parquet
 from core.settings import Settings
 from core.stage import Output, Stage, check_some_rows, run_stage
 from core.store import LocalStore
 from data_contracts import Rejects, Samples
+from tests.clock import Clock, eventually
 
 
 class Config(Settings):
@@ -187,7 +189,7 @@ def test_two_runs_of_the_same_work_compute_it_once(store, tmp_path):
     calls = []
 
     def work() -> None:
-        claims = Claims(open_database(f"sqlite:///{tmp_path}/state.db"), ttl_s=2.0)
+        claims = Claims(open_database(f"sqlite:///{tmp_path}/state.db"), ttl_s=60.0)
 
         def compute(output: Output) -> None:
             calls.append(1)
@@ -205,18 +207,37 @@ def test_two_runs_of_the_same_work_compute_it_once(store, tmp_path):
     assert len(calls) == 1
 
 
-def test_a_claim_of_a_dead_owner_expires_and_a_living_one_does_not(tmp_path):
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of claims."""
+    clock = Clock()
+    monkeypatch.setattr("core.claims.time", clock)
+    return clock
+
+
+def prolonged(engine, clock, ttl_s) -> bool:
+    """Whether the claim "work" was prolonged since the clock stands where it does."""
+    with engine.connect() as connection:
+        return connection.execute(select(Claim.expires).where(Claim.key == "work")).scalar() == clock.now + ttl_s
+
+
+def test_a_claim_of_a_dead_owner_expires_and_a_living_one_does_not(tmp_path, clock):
     engine = open_database(f"sqlite:///{tmp_path}/state.db")
     dead, alive = Claims(engine, ttl_s=0.4), Claims(engine, ttl_s=0.4)
     assert dead.take("work")
     assert not alive.take("work")
-    time.sleep(0.6)
+    clock.now += 0.3
+    assert not alive.take("work")
+    clock.now += 0.3
     assert alive.take("work")
     assert not dead.beat("work")
-    with Claims(engine, ttl_s=0.4).hold("held"):
-        time.sleep(1.0)  # longer than the time to live: the heartbeat keeps it
-        assert not alive.take("held")
-    assert alive.take("held")
+    alive.release("work")
+    with Claims(engine, ttl_s=0.4).hold("work"):
+        for _ in range(3):  # longer than the time to live: the heartbeat keeps it
+            clock.now += 0.3
+            eventually(lambda: prolonged(engine, clock, 0.4))
+            assert not alive.take("work")
+    assert alive.take("work")
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"kind": "data'])
@@ -261,7 +282,7 @@ def test_a_stage_that_lost_its_claim_writes_no_manifest(store, claims, tmp_path)
     assert not store.exists(f"{STAGE.folder}/manifest.json")
 
 
-def test_the_heartbeat_survives_a_database_that_is_away_for_a_moment(tmp_path, monkeypatch):
+def test_the_heartbeat_survives_a_database_that_is_away_for_a_moment(tmp_path, monkeypatch, clock):
     claims = Claims(open_database(f"sqlite:///{tmp_path}/state.db"), ttl_s=0.8)
     original, failures = Claims.beat, iter([True])
 
@@ -272,6 +293,8 @@ def test_the_heartbeat_survives_a_database_that_is_away_for_a_moment(tmp_path, m
 
     monkeypatch.setattr(Claims, "beat", beat)
     with claims.hold("work") as held:
-        time.sleep(1.5)
+        clock.now += 0.7
+        eventually(lambda: prolonged(claims._engine, clock, 0.8))
+        clock.now += 0.7
         assert not Claims(claims._engine).take("work")
         assert held()

@@ -11,6 +11,7 @@ from core.errors import BudgetExceeded, FatalError, InputError, PartialFailure
 from core.manifest import Ref
 from flows.gathering import gather, only, side_by_side
 from flows.servers import Servers
+from tests.clock import eventually
 
 pytestmark = pytest.mark.usefixtures("servers")
 
@@ -74,6 +75,7 @@ def test_no_more_shards_run_side_by_side_than_there_are_workers():
         with lock:
             now += 1
             most = max(most, now)
+        eventually(lambda: most > 1)
         time.sleep(0.2)
         with lock:
             now -= 1

@@ -1,4 +1,3 @@
-import threading
 import time
 
 import numpy as np
@@ -6,23 +5,22 @@ import pytest
 
 from core.decoding.ahead import Pictures, one_ahead
 from core.errors import InputError, RowError, StoreError
+from tests.clock import eventually
 from tests.core.decoding.tiny import TinyDenoiser
 
 
 def test_the_next_is_made_while_the_one_before_is_used_and_no_more():
     made: list[int] = []
-    going = threading.Event()
 
     def make(item: int) -> int:
         made.append(item)
-        going.set()
         return item * item
 
     found = []
     for square in one_ahead(range(4), make):
-        going.wait(5)
+        eventually(lambda: len(made) == min(len(found) + 2, 4))
         time.sleep(0.02)
-        assert len(made) == min(len(found) + 2, 4)
+        assert len(made) == min(len(found) + 2, 4), "no more"
         found.append(square)
     assert found == [0, 1, 4, 9]
 

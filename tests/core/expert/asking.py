@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import time
+from types import SimpleNamespace
 
 from PIL import Image
 
@@ -22,6 +24,13 @@ IMAGES = {SHA: IMAGE}
 
 def settings(url: str, **changes) -> ExpertSettings:
     return ExpertSettings(**({"base_url": url, "backoff_s": 0.01, "max_wait_s": 0.2, "timeout_s": 10} | changes))
+
+
+def late_after(monkeypatch, expert, n: int) -> dict[str, float]:
+    """A deadline that is over as soon as the expert was asked n times: an hour passes then."""
+    late = SimpleNamespace(time=lambda: time.time() + 3600 * (expert.stats["requests"] >= n))
+    monkeypatch.setattr("core.expert.limits.time", late)
+    return {"deadline_s": 1800}
 
 
 def requests(config: ExpertSettings, n: int, *, sha: str | None = SHA):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import polars as pl
@@ -70,13 +71,33 @@ def no_image(sha: str) -> bytes:
     raise KeyError(sha)
 
 
-def work(settings: ExpertSettings, database: str, ttl_s: float, n: int, name: str, run: str, out: Path) -> None:
-    """Revise `text_drafts(n)` and write the revisions to `out`. The expert knows this worker by its key, `name`."""
+def account_of(settings: ExpertSettings) -> tuple[str, ...]:
+    """Whose budget a worker's requests are of."""
+    return settings.base_url, settings.model
+
+
+def work(
+    settings: ExpertSettings,
+    database: str,
+    ttl_s: float,
+    n: int,
+    name: str,
+    run: str,
+    out: Path,
+    begin: Barrier | None = None,
+) -> None:
+    """Revise `text_drafts(n)` and write the revisions to `out`. The expert knows this worker by its key, `name`.
+
+    Workers with the same `begin` do so together.
+    """
     ledger = Ledger(open_database(database), ttl_s=ttl_s)
-    account = (settings.base_url, settings.model)
     rates = {"requests_per_minute": settings.requests_per_minute, "tokens_per_minute": settings.tokens_per_minute}
-    limiter = SharedLimiter(Budget(ledger.engine, account, ttl_s=ttl_s), concurrency=settings.concurrency, **rates)
+    limiter = SharedLimiter(
+        Budget(ledger.engine, account_of(settings), ttl_s=ttl_s), concurrency=settings.concurrency, **rates
+    )
     client = ExpertClient(settings, ledger=ledger, api_key=SecretStr(name), run=run, limiter=limiter)
+    if begin:
+        begin.wait(60)
     revise(text_drafts(n), client=client, tokenizer=word_tokenizer(), load_image=no_image).revisions.write_parquet(out)
 
 

@@ -13,9 +13,10 @@ from core.claims import open_database
 from core.errors import StoreError
 from core.expert.budget import Budget
 from core.expert.limiter import SharedLimiter
+from tests.clock import eventually
 from tests.core.expert.asking import settings
 from tests.core.expert.recording import recording_expert
-from tests.core.expert.revising import start_worker
+from tests.core.expert.revising import account_of, start_worker
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_slots_that_are_not_used_are_given_back(shared):
         end = asyncio.Event()
         await asyncio.gather(*(flight.request(first, "first", 0.05) for _ in range(4)))
         one = asyncio.create_task(flight.until(first, "first", 1, end))
-        await asyncio.wait_for(asyncio.gather(*(flight.request(second, "second", 1.0) for _ in range(3))), 4)
+        await asyncio.wait_for(asyncio.gather(*(flight.request(second, "second", 1.0) for _ in range(3))), 60)
         end.set()
         await one
 
@@ -133,7 +134,7 @@ def test_waiting_costs_nothing_when_it_is_given_up(shared):
 
 
 def test_a_pause_that_the_endpoint_asks_one_process_for_holds_for_all_and_is_bounded(shared):
-    first, second = limiter_of(shared, "pause", most_s=0.8), limiter_of(shared, "pause", most_s=0.8)
+    first, second = (limiter_of(shared, "pause", most_s=3.0) for _ in range(2))
 
     async def both() -> None:
         assert await first.enter(500, never)
@@ -142,9 +143,8 @@ def test_a_pause_that_the_endpoint_asks_one_process_for_holds_for_all_and_is_bou
         first.hear({"x-ratelimit-remaining-tokens": "499", "x-ratelimit-reset-tokens": "1h"})
         heard = time.monotonic()
         await came(lambda: second._resumes > time.time())
-        assert time.monotonic() - heard < 0.7
         assert await second.enter(1, never)
-        assert time.monotonic() - heard >= 0.8
+        assert time.monotonic() - heard >= 3.0
         second.leave()
         first.leave()
 
@@ -167,8 +167,11 @@ def test_two_processes_together_keep_to_slots_and_rate_and_one_that_is_killed_fr
         for name, n in (("killed", 5), ("lasting", 5)):
             record.wait_for(name, n, unless=lambda: not (killed.is_alive() and lasting.is_alive()))
         killed.kill()
+        budget = Budget(open_database(work["database"]), account_of(config), ttl_s=1.0)
+        eventually(lambda: len(owners := budget.view().holders.values()) == 4 and len(set(owners)) == 1)
         alone = record.count("lasting")
-        record.wait_for("lasting", alone + 60, unless=lambda: not lasting.is_alive())
+        record.wait_for("lasting", alone + 20, unless=lambda: not lasting.is_alive())
+        assert lasting.is_alive(), "all slots were its own while it worked"
         lasting.kill()
         for process in (killed, lasting):
             process.join()
@@ -176,13 +179,11 @@ def test_two_processes_together_keep_to_slots_and_rate_and_one_that_is_killed_fr
     assert record.most == 4
     assert len({one.digest for one in record.asked}) == len(asked), "claims hold while their owners live"
     assert all(sum(start <= other < start + 1 for other in asked) <= 31 + 4 for start in asked)
-    after = [one.at for one in record.asked if one.worker == "lasting"][alone:]
-    assert max(sum(start <= other < start + 0.5 for other in after) for start in after) > 2 * 5, "all slots are its own"
 
 
 async def came(true) -> None:
     """Return when it is true."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not true():
             await asyncio.sleep(0.01)
 
@@ -193,7 +194,7 @@ def test_who_may_have_fewer_in_flight_is_not_locked_out_by_who_may_have_more(sha
         large, small = (limiter_of(shared, "sizes", concurrency=most) for most in (8, 2))
         busy = asyncio.create_task(flight.until(large, "large", 16, end))
         await asyncio.sleep(0.3)
-        await asyncio.wait_for(flight.request(small, "small", 0.01), 3)
+        await asyncio.wait_for(flight.request(small, "small", 0.01), 60)
         end.set()
         await busy
 

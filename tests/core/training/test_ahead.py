@@ -1,5 +1,4 @@
 import threading
-import time
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from core.training.batches import TrainingBatches
 from core.training.loop import train
 from core.training.parts import parts_of
 from core.training.settings import TrainSettings
+from tests.clock import Clock, eventually
 from tests.core.corruption.tables import LENGTH, TOKENIZER, world
 from tests.core.training.test_batches import image
 
@@ -35,12 +35,11 @@ def batches(denoiser, load_image=image):
 class Counted:
     """Batches that are step numbers; `asked` has the steps in order, `fails` is one that cannot be made."""
 
-    def __init__(self, fails=None, seconds=0.0):
-        self.asked, self.fails, self.seconds = [], fails, seconds
+    def __init__(self, fails=None):
+        self.asked, self.fails = [], fails
 
     def batch(self, step):
         self.asked.append(step)
-        time.sleep(self.seconds)
         if step == self.fails:
             raise InputError(f"image of step {step} is gone")
         return step
@@ -94,16 +93,29 @@ def test_a_training_may_begin_anywhere_and_ask_out_of_order():
         assert [prepared.batch(step) for step in (7, 8, 3, 3, 99, 4)] == [7, 8, 3, 3, 99, 4]
 
 
-def test_the_next_batch_is_made_while_a_step_computes():
-    counted = Counted(seconds=0.05)
-    with Ahead(counted, steps=4) as prepared:
+def test_the_next_batch_is_made_while_a_step_computes_and_only_waiting_counts(monkeypatch):
+    waits = threading.Event()
+
+    class Looked(Clock):
+        def perf_counter(self):
+            waits.set()
+            return self.now
+
+    class Slow(Counted):
+        def batch(self, step):
+            assert waits.wait(60)
+            clock.now += 5.0
+            return super().batch(step)
+
+    clock, slow = Looked(), Slow()
+    monkeypatch.setattr("core.training.ahead.time", clock)
+    with Ahead(slow, steps=4) as prepared:
         prepared.batch(0)
-        first = prepared.waited_s
+        assert prepared.waited_s == 5.0
         for step in range(1, 4):
-            time.sleep(0.1)
-            assert counted.asked[-1] == step
+            eventually(lambda step=step: slow.asked[-1] == step)
             prepared.batch(step)
-        assert prepared.waited_s - first < 0.05 <= first
+        assert prepared.waited_s == 5.0
 
 
 def test_an_image_that_cannot_be_read_fails_the_step_that_needs_it():
