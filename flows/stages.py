@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+import orjson
 from rich.console import Console
 from rich.table import Table
 
@@ -72,6 +73,7 @@ def run_draft(config: RunConfig, *, limit: int | None = None, json: bool) -> int
         check_model(config)
     else:
         sources.append(_in_store(place.store, config.model.checkpoint, "checkpoint"))
+        _tell_of_another_world(config, place.store, sources[0])
         if (config.model.system, config.model.prompt_attention) != (None, None):
             raise ConfigError(
                 "model.system and model.prompt_attention are for a checkpoint that comes into the store; this one is "
@@ -83,6 +85,17 @@ def run_draft(config: RunConfig, *, limit: int | None = None, json: bool) -> int
     else:
         sources.append(_in_store(place.store, config.data.path, "dataset"))
     return _run("draft", known, sources, json=json, limit=limit)
+
+
+def _tell_of_another_world(config: RunConfig, store: Store, model: Ref) -> None:
+    """The scenes' configuration has models answer shortly; for other models than theirs it may be nobody's choice."""
+    model_type = orjson.loads(store.read(f"{model.uri}/config.json"))["model_type"]
+    if config.name == "scenes" and model_type != "scene_denoiser":
+        say(
+            f"{model.uri} is a {model_type}; the configuration {config.name} has it answer in "
+            f"{config.model.response_length} tokens. For published models, and what was made of them, there is "
+            "--config checkpoint"
+        )
 
 
 def _format(config: RunConfig) -> FormatName:

@@ -1,7 +1,8 @@
 """A vision tower and a published decoder joined by an adapter: SigLIP or Qwen-VL's tower with LLaDA or Dream.
 
 Nobody published such a checkpoint (RIV did not), so the layout is this project's: config.json holds the tower's and the
-decoder's own; tensors are `vision_tower.*`, `adapter.*`, and `language_model.` before the decoder's published names.
+decoder's own, and what a Qwen-VL's preprocessor_config.json says of the size and normalisation of images; tensors are
+`vision_tower.*`, `adapter.*`, and `language_model.` before the decoder's published names.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from core.models.pretrained import PretrainedDenoiser
 from core.models.prompt_attention import KEY
 from core.models.published import assemble, filled, projector, tiled_vision
 from core.models.special_tokens import LLAVA_PLACEHOLDER
-from core.models.vision import Projector, QwenVision, Vision
+from core.models.vision import QWEN_PREPARATION, Projector, QwenVision, Vision, image_preparation
 
 MODEL_TYPE = "redraft_composition"
 _QWEN: dict[str, tuple[Any, Any, str]] = {
@@ -58,6 +59,7 @@ def compose(vision: Path, decoder: Path, *, seed: int, placement: Placement) -> 
         "model_type": MODEL_TYPE,
         "vision_type": kind,
         "vision_config": eyes.config.get("vision_config") or eyes.config,
+        "vision_preparation": _preparation(vision) if kind in _QWEN else {},
         "decoder_config": mouth.config,
         "mm_projector_type": "mlp2x_gelu",
         "image_aspect_ratio": "anyres_max_4",
@@ -113,7 +115,14 @@ def _vision(kind: str, config: Mapping[str, Any], outer: int) -> Vision:
     tower_config = config_class.from_dict(known)
     with torch.device("meta"):
         tower = tower_class(tower_config)
-        return QwenVision(tower, projector(config, getattr(tower_config, width), outer, newline=False))
+        adapter = projector(config, getattr(tower_config, width), outer, newline=False)
+    return QwenVision(tower, adapter, config.get("vision_preparation") or {})
+
+
+def _preparation(folder: Path) -> dict[str, Any]:
+    """How large the tower's images may be, and how they are normalised."""
+    said = image_preparation(folder)
+    return {key: said[key] for key in QWEN_PREPARATION if key in said}
 
 
 def _fill_tower(model: PretrainedDenoiser, eyes: Checkpoint, placement: Placement) -> None:

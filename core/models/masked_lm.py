@@ -32,6 +32,7 @@ from core.models.vision import SquareVision
 
 _PROBE = 3
 _CLOSE = 1e-3
+_CANNOT_RUN = (TypeError, ValueError, LookupError, RuntimeError, AttributeError)
 _TAKES_ITS_MASK = ("bert", "roberta", "albert", "modernbert")
 """Types that take a mask of queries and keys, and ModernBERT one for each kind of its layers."""
 
@@ -132,13 +133,9 @@ def _positions(language: Any) -> int:
 
 
 def _split(whole: PreTrainedModel, checkpoint: Checkpoint, placement: Placement) -> MaskedLMDenoiser:
-    parts = [part for part in whole.children() if part is not whole.base_model]
     ids_1L = _probe(whole)
-    for head in (nn.Sequential(*parts), WithinWhole(whole)):
-        model = _assembled(whole, head, checkpoint)
-        if _agrees(model, whole, ids_1L):
-            break
-    else:
+    model = _assembled(whole, _head(whole, ids_1L), checkpoint)
+    if not _agrees(model, whole, ids_1L):
         raise InputError(
             f"{checkpoint.folder}: {type(whole).__name__} is not a base model followed by its head, or takes no "
             "embeddings: this architecture is not supported"
@@ -147,6 +144,20 @@ def _split(whole: PreTrainedModel, checkpoint: Checkpoint, placement: Placement)
     _move(model, placement)
     placement.connect(model)
     return model
+
+
+@torch.no_grad()
+def _head(whole: PreTrainedModel, ids_1L: Tensor) -> nn.Module:
+    """What turns the base model's hidden states into logits: its parts one after the other, where these agree."""
+    parts = nn.Sequential(*(part for part in whole.children() if part is not whole.base_model))
+    try:
+        hidden_1LD = whole.base_model(input_ids=ids_1L).last_hidden_state
+        logits_1LV = parts(hidden_1LD)
+        expected_1LV = whole(input_ids=ids_1L).logits
+        agree = logits_1LV.shape == expected_1LV.shape and _close(logits_1LV, expected_1LV, _CLOSE)
+    except _CANNOT_RUN:
+        return WithinWhole(whole)
+    return parts if agree else WithinWhole(whole)
 
 
 class WithinWhole(nn.Module):
@@ -251,7 +262,7 @@ def _agrees(model: MaskedLMDenoiser, whole: PreTrainedModel, ids_1L: Tensor) -> 
         ours, theirs = _tried(model, ids_1L), whole(input_ids=ids_1L).logits
         _tried(model, ids_1L, ids_1L)
         return ours.shape == theirs.shape and _close(ours, theirs, _CLOSE)
-    except (TypeError, ValueError, LookupError, RuntimeError, AttributeError, NotImplementedError):
+    except _CANNOT_RUN:
         return False
 
 

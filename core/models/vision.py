@@ -5,7 +5,7 @@ Shapes: T tiles, N features of a tile, F features of all images, D hidden size o
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -24,6 +24,8 @@ from core.models.tiling import AnyRes, TiledImages, normalised
 
 _TILES = 64
 """Tiles that go through the tower at once."""
+QWEN_PREPARATION = ("size", "min_pixels", "max_pixels", "image_mean", "image_std")
+"""What is taken from a Qwen-VL's preprocessor_config.json; the rest is in its config.json too."""
 
 
 class Vision(Protocol):
@@ -117,13 +119,7 @@ class SquareVision(nn.Module):
     @classmethod
     def of(cls, folder: Path, tower: PreTrainedModel, adapter: nn.Module) -> Self:
         """Normalisation as preprocessor_config.json says, or processor_config.json without it; else to [-1, 1]."""
-        alone, within = folder / "preprocessor_config.json", folder / "processor_config.json"
-        said = {}
-        if alone.is_file():
-            said = json.loads(alone.read_text())
-        elif within.is_file():
-            said = json.loads(within.read_text()).get("image_processor") or {}
-        half = [0.5, 0.5, 0.5]
+        said, half = image_preparation(folder), [0.5, 0.5, 0.5]
         return cls(tower, adapter, said.get("image_mean", half), said.get("image_std", half))
 
     def positions(self, width: int, height: int) -> int:
@@ -163,17 +159,36 @@ class PatchedImages:
 
 
 class QwenVision(nn.Module):
-    """Qwen-VL's tower at an image's own resolution, and an adapter behind its merger."""
+    """Qwen-VL's tower at an image's own resolution, and an adapter behind its merger.
 
-    def __init__(self, tower: PreTrainedModel, adapter: Projector) -> None:
+    Args:
+        tower: Qwen2-VL's or Qwen2.5-VL's.
+        adapter: takes its merged features.
+        prepared: what a preprocessor_config.json says of images: `size` (fewest and most pixels, by the names
+            shortest_edge and longest_edge), or `min_pixels` and `max_pixels`, and `image_mean` and `image_std`. What is
+            not said is as transformers has it.
+
+    Raises:
+        InputError: images cannot be prepared so.
+    """
+
+    def __init__(self, tower: PreTrainedModel, adapter: Projector, prepared: Mapping[str, Any]) -> None:
         super().__init__()
         self.tower, self.adapter = tower, adapter
         config = tower.config
-        self._processor = Qwen2VLImageProcessorPil(
-            patch_size=config.patch_size,
-            temporal_patch_size=config.temporal_patch_size,
-            merge_size=config.spatial_merge_size,
-        )
+        try:
+            self._processor = Qwen2VLImageProcessorPil(
+                patch_size=config.patch_size,
+                temporal_patch_size=config.temporal_patch_size,
+                merge_size=config.spatial_merge_size,
+                **{key: prepared[key] for key in QWEN_PREPARATION if prepared.get(key) is not None},
+            )
+            self.positions(640, 480)
+            mean, std = (np.asarray(by, dtype=float) for by in (self._processor.image_mean, self._processor.image_std))
+            if mean.shape != (3,) or std.shape != (3,) or not std.all():
+                raise ValueError("image_mean and image_std are to have three numbers each, the latter none of 0")
+        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+            raise InputError(f"images cannot be prepared as preprocessor_config.json has it: {error}") from error
 
     def positions(self, width: int, height: int) -> int:
         """Its patches at the nearest size that they make up, merged. ValueError: longer than 200 times its width."""
@@ -191,6 +206,25 @@ class QwenVision(nn.Module):
         merged_FD = self.tower(pixels.patches_PC.to(dtype), grid_thw=pixels.grid_I3.to(pixels.device)).pooler_output
         counts = (pixels.grid_I3.prod(dim=1) // self.tower.config.spatial_merge_size**2).tolist()
         return ImageFeatures.of_images(list(torch.split(self.adapter(merged_FD), counts)))
+
+
+def image_preparation(folder: Path) -> dict[str, Any]:
+    """What preprocessor_config.json says, or processor_config.json without it; empty without either.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    for name, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            said = json.loads(file.read_text())
+            found: dict[str, Any] = dict((said if part is None else said.get(part)) or {})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{file} is damaged ({error}): download it again") from error
+        return found
+    return {}
 
 
 def check_side(pixels: Tensor, side: int) -> None:

@@ -202,6 +202,10 @@ def test_what_is_said_of_prompts_is_for_a_checkpoint_that_comes_in(config, tmp_p
     model = stored.model.model_copy(update={"system": "Be brief."})
     with pytest.raises(ConfigError, match="this one is there as it is"):
         run_draft(stored.model_copy(update={"model": model}), json=True)
+    assert run_draft(stored, json=True) == 0
+    assert f"{name} is a llava_llada; the configuration scenes has it answer in 8 tokens" in capsys.readouterr().err
+    assert run_draft(stored.model_copy(update={"name": "photos"}), json=True) == 0
+    assert "has it answer in" not in capsys.readouterr().err
 
 
 def test_a_limit_drafts_the_first_samples_alone(config, tmp_path, capsys):

@@ -14,7 +14,7 @@ from core.decoding.caching import PromptCache, StaleCache
 from core.decoding.loop import Decoded
 from core.decoding.settings import DecodeSettings
 from core.models.denoiser import load_denoiser
-from tests.core.decoding.test_caching import (
+from tests.core.decoding.scenarios import (
     LEAVING,
     SITTING_OUT,
     canvas_for,

@@ -15,7 +15,7 @@ from core.decoding.settings import DecodeSettings
 from core.decoding.state import mask_token
 from core.models.denoiser import load_denoiser
 from tests.core import test_drafting_with_images as pictures
-from tests.core.decoding.test_caching import (
+from tests.core.decoding.scenarios import (
     EXACT,
     LEAVING,
     LENGTH,

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -11,6 +12,7 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from core.errors import InputError
 from core.models.compose import compose
@@ -80,6 +82,31 @@ def test_the_tower_is_the_published_one_and_the_decoder_too(tmp_path):
     ids_BL = torch.arange(9)[None]
     found, expected = (m.hidden(ids_BL, valid_BL=ids_BL >= 0, features_BND=None) for m in (model, alone))
     assert torch.equal(found, expected)
+
+
+def test_images_are_prepared_as_the_published_tower_has_it(tmp_path):
+    tower("qwen2_vl").save_pretrained(tmp_path / "eyes")
+    photo = [np.random.default_rng(2).integers(0, 256, (700, 1400, 3), dtype=np.uint8)]
+    theirs = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=28 * 28 * 12, image_mean=[0.3, 0.4, 0.5])
+    theirs.save_pretrained(tmp_path / "eyes")
+    model = compose(tmp_path / "eyes", published(tmp_path, "dream_tiny"), seed=0, placement=Placement())
+    save_denoiser(model, tmp_path / "both")
+    expected = theirs.preprocess([Image.fromarray(photo[0])], return_tensors="pt")
+    for one in (model, load_denoiser(tmp_path / "both")):
+        found = one.pixels(photo)
+        assert torch.equal(found.patches_PC, expected["pixel_values"])
+        assert torch.equal(found.grid_I3, expected["image_grid_thw"])
+        assert one.vision.positions(1400, 700) == expected["image_grid_thw"].prod() // 4 <= 12
+
+
+@pytest.mark.parametrize(
+    "said", ["[", "[1]", '{"size": 3}', '{"max_pixels": "many"}', '{"max_pixels": -1}', '{"image_std": [1, 0, 1]}']
+)
+def test_a_preparation_of_images_that_cannot_be_is_refused(tmp_path, said):
+    tower("qwen2_vl").save_pretrained(tmp_path / "eyes")
+    (tmp_path / "eyes" / "preprocessor_config.json").write_text(said)
+    with pytest.raises(InputError, match="preprocessor_config"):
+        compose(tmp_path / "eyes", published(tmp_path, "dream_tiny"), seed=0, placement=Placement())
 
 
 @torch.no_grad()
