@@ -26,6 +26,8 @@ from core.training.loop import OnMetrics, TrainResult
 
 JOB, DEVICES, ROWS, IMAGES = "job.json", "devices.json", "rows.parquet", "images.parquet"
 RESULT, REJECTS, ERROR = "result.json", "rejects.parquet", "error.json"
+LOGS = "torchrun"
+"""torchrun makes a folder anyway, and would leave it among the machine's temporary files."""
 REPORT = "redraft-report "
 """Begins a line that is a report and no chatter."""
 
@@ -89,7 +91,7 @@ def _torchrun(folder: Path, processes: int) -> Iterator[subprocess.Popen[str]]:
     """torchrun and its workers. They read an input that nobody writes: when it ends, with this process, they end."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-        "-m", "core.training.worker", str(folder),
+        "--log-dir", str(folder / LOGS), "-m", "core.training.worker", str(folder),
     ]  # fmt: skip
     child = subprocess.Popen(  # noqa: S603 - the command is ours
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",

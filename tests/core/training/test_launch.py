@@ -68,7 +68,10 @@ def test_processes_that_torchrun_starts_do_what_this_one_does(tmp_path):
     assert not list(job.work.rglob("*.pt")) + list(job.work.rglob("*.pkl"))
 
 
-def test_rows_that_the_model_cannot_read_come_back_as_rejects(tmp_path):
+def test_rows_that_the_model_cannot_read_come_back_as_rejects_and_no_temporary_file_is_left(tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     job, rows = job_in(tmp_path)
     about = json.loads((job.model / "config.json").read_text())
     (job.model / "config.json").write_text(json.dumps(about | {"max_position_embeddings": 90}))
@@ -78,6 +81,7 @@ def test_rows_that_the_model_cannot_read_come_back_as_rejects(tmp_path):
     expected = train_here(alone, rows, load_image, device="cpu", on_metrics=lambda *_: None)
     assert 0 < expected.rejects.height < rows.height
     assert result.rejects.equals(expected.rejects)
+    assert not list(temporary.rglob("*"))
 
 
 def test_an_interruption_ends_the_processes(tmp_path):
