@@ -139,9 +139,13 @@ def _what_stopped_it(folder: Path, code: int, last: list[str]) -> RedraftError:
 
 
 def _how_it_ended(code: int, output: str) -> str:
-    """In a sentence, from the code and the output of torchrun. An exception's name and words are part of it."""
-    failed = _ROOT_CAUSE.findall(output)
-    rank, status = (failed[-1][0], int(failed[-1][1])) if failed else ("", code)
+    """In a sentence, from the code and the output of torchrun. An exception's name and words are part of it.
+
+    One that was killed is the cause, though its peers, which then miss it, may be found first; SIGTERM is torchrun's.
+    """
+    failed = [(by, int(status)) for by, status in _ROOT_CAUSE.findall(output)]
+    killed = [one for one in failed if one[1] < 0 and one[1] != -signal.SIGTERM]
+    rank, status = (killed or failed or [("", code)])[-1]
     who = f"process {rank} of the training" if failed else "the training's processes"
     raised = _RAISED.findall(output)
     own = [words for by, words in raised if failed and by == rank] or [words for by, words in raised if not by]

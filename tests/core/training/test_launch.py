@@ -164,6 +164,16 @@ def test_what_a_process_died_of_is_its_own_last_error(tmp_path, output, code, to
     assert str(heard).startswith(f"process 1 of the training ended with code {told}")
 
 
+def test_a_killed_process_is_the_cause_though_its_peer_was_found_dead_first(tmp_path):
+    killed, missed = (
+        f"  rank      : {rank} (local_rank: {rank})\n  exitcode  : {code} (pid: 7)" for rank, code in ((1, -9), (0, 1))
+    )
+    stopped = "  rank      : 2 (local_rank: 2)\n  exitcode  : -15 (pid: 9)"
+    account = f"Failures:\n[1]:\n{killed}\n{stopped}\nRoot Cause (first observed failure):\n[0]:\n{missed}"
+    heard = _what_stopped_it(tmp_path, 1, [*"[rank0]: RuntimeError: peer closed".splitlines(), *account.splitlines()])
+    assert str(heard).startswith("process 1 of the training ended with code -9 (killed, ")
+
+
 PARENT = """
 import sys
 from pathlib import Path
