@@ -92,7 +92,14 @@ def tokens(dataset: str, *, tokenizers: tuple[Path, ...], config: Config = DEFAU
     return show_token_shares(config, dataset, tokenizers, json=json)
 
 
-def compose(vision: Path, decoder: Path, *, out: Path, seed: int = 0) -> int:
+def compose(
+    vision: Path,
+    decoder: Path,
+    *,
+    out: Path,
+    seed: int = 0,
+    max_pixels: Annotated[int | None, Parameter(validator=POSITIVE)] = None,
+) -> int:
     """Make one checkpoint of a vision tower and a decoder, joined by a new adapter that is still to be trained.
 
     Parameters
@@ -105,10 +112,12 @@ def compose(vision: Path, decoder: Path, *, out: Path, seed: int = 0) -> int:
         The folder to write.
     seed
         Of the adapter.
+    max_pixels
+        Of an image, for a Qwen-VL's tower: larger ones are scaled down. Left out: as its preprocessor_config.json says.
     """
     from flows.composing import write_composition
 
-    return write_composition(vision, decoder, out, seed=seed)
+    return write_composition(vision, decoder, out, seed=seed, max_pixels=max_pixels)
 
 
 def draft(

@@ -39,7 +39,9 @@ _STORED_UNDER = ("model.visual.", "visual.", "vision_model.", "")
 """Where published checkpoints have their tower: Qwen-VL's, new and old, SigLIP's, and a tower alone."""
 
 
-def compose(vision: Path, decoder: Path, *, seed: int, placement: Placement) -> PretrainedDenoiser:
+def compose(
+    vision: Path, decoder: Path, *, seed: int, placement: Placement, max_pixels: int | None = None
+) -> PretrainedDenoiser:
     """A new model of a published tower and a published decoder; the adapter between them is drawn from `seed`.
 
     Args:
@@ -47,19 +49,23 @@ def compose(vision: Path, decoder: Path, *, seed: int, placement: Placement) -> 
         decoder: folder of LLaDA or Dream, whose tokenizer the model takes over.
         seed: of the adapter.
         placement: where it goes; without a dtype all of it gets the decoder's.
+        max_pixels: of an image, larger ones are scaled down; of a Qwen-VL's tower alone. None: as published.
 
     Raises:
-        InputError: one of them is damaged, or of a type that cannot be composed.
+        InputError: one of them is damaged, or of a type that cannot be composed; a limit for SigLIP.
     """
     eyes, mouth = open_checkpoint(vision), open_checkpoint(decoder)
     kind = eyes.config["model_type"]
     if kind not in (*_SIGLIP, *_QWEN):
         raise InputError(f"{vision}: no vision tower is known for model_type {kind!r}: {', '.join((*_SIGLIP, *_QWEN))}")
+    if max_pixels is not None and kind not in _QWEN:
+        raise InputError(f"max_pixels is for a Qwen-VL's tower: {kind} sees tiles of one size")
+    prepared = _preparation(vision) if kind in _QWEN else {}
     config: dict[str, Any] = {
         "model_type": MODEL_TYPE,
         "vision_type": kind,
         "vision_config": eyes.config.get("vision_config") or eyes.config,
-        "vision_preparation": _preparation(vision) if kind in _QWEN else {},
+        "vision_preparation": prepared if max_pixels is None else prepared | {"max_pixels": max_pixels},
         "decoder_config": mouth.config,
         "mm_projector_type": "mlp2x_gelu",
         "image_aspect_ratio": "anyres_max_4",

@@ -190,6 +190,12 @@ class QwenVision(nn.Module):
         except (TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise InputError(f"images cannot be prepared as preprocessor_config.json has it: {error}") from error
 
+    @property
+    def most_positions(self) -> int:
+        """Of an image of as many pixels as an image may have."""
+        side = int(self.tower.config.patch_size) * int(self.tower.config.spatial_merge_size)
+        return int(self._processor.size["longest_edge"]) // side**2
+
     def positions(self, width: int, height: int) -> int:
         """Its patches at the nearest size that they make up, merged. ValueError: longer than 200 times its width."""
         patches = int(self._processor.get_number_of_image_patches(height, width))
