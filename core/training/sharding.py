@@ -81,9 +81,9 @@ def deal_out(step: nn.Module, model: TrainableDenoiser, processes: Processes, *,
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
             part.set_reduce_scatter_unused_params(pictured, recurse=False)
-    sight = {id(p) for p in model.vision_parameters()}
-    if isinstance(model, PretrainedDenoiser) and all(id(p) in sight for p in model.parameters() if p.requires_grad):
-        # rows of text alone then have no gradient, but others gather layers in the backward pass, which takes everyone
+    if isinstance(model, PretrainedDenoiser) and any(p.requires_grad for p in model.vision_parameters()):
+        # the backward pass of rows with images goes down to the embeddings, gathering layers and summing gradients in
+        # that order, which takes everyone: rows of text alone have to go there too
         model.get_input_embeddings().register_forward_hook(lambda _module, _given, made: made.requires_grad_())
 
 

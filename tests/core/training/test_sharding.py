@@ -41,7 +41,7 @@ def curve(folder, name):
     return json.loads((folder / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", [*two_processes.CASES, "some blind", "one blind", "blind steps", "sight alone"])
+@pytest.mark.parametrize("name", [*two_processes.CASES, *two_processes.SOME_BLIND, "one blind"])
 def test_two_processes_end_where_one_does(found, name):
     checkpoint, two, one = found
     for (_, ours), (_, alone) in zip(curve(two, name), curve(one, name), strict=True):
@@ -54,7 +54,7 @@ def test_two_processes_end_where_one_does(found, name):
 
 
 def test_steps_without_images_come_among_others_with(found):
-    settings = two_processes.BLIND_STEPS
+    settings = two_processes.SOME_BLIND["blind steps"]
     batches = batches_of(load_denoiser(found[0]), settings, [*SHAS, None, None, None])
     shown = [batches.shows(step) for step in range(settings.steps)]
     assert (True, False) in pairwise(shown)
@@ -64,7 +64,7 @@ def test_steps_without_images_come_among_others_with(found):
 def test_where_sight_alone_is_trained_rows_of_text_alone_change_nothing(found):
     """Some steps show no image at all, and in some one process has rows of text alone."""
     checkpoint, _, one = found
-    settings = two_processes.SIGHT_ALONE
+    settings = two_processes.SOME_BLIND["sight alone"]
     batches = batches_of(load_denoiser(checkpoint), settings, [*SHAS, None, None, None])
     assert {batches.shows(step) for step in range(settings.steps)} == {True, False}
     before, after = weights(load_denoiser(checkpoint)), weights(load_denoiser(one / "sight alone"))

@@ -27,11 +27,24 @@ CASES = {
         }
     ),
 }  # fmt: skip
-BLIND_STEPS = PLAIN.model_copy(update={"steps": 8, "batch_size": 3, "bucket": 4})
-"""Rows of text alone are shorter and come together."""
-SIGHT_ALONE = PLAIN.model_copy(update={"steps": 4, "batch_size": 3, "bucket": 4, "micro_batch": 1,
-                                       "group_lr": GroupRates(language=0.0, head=0.0)})  # fmt: skip
-"""Rows of text alone have no gradient."""
+_BLIND_PARTS = PLAIN.model_copy(update={"steps": 4, "batch_size": 3, "bucket": 4, "micro_batch": 1})
+SOME_BLIND = {
+    "some blind": PLAIN.model_copy(update={"micro_batch": 2, "batch_size": 6}),
+    "blind steps": PLAIN.model_copy(update={"steps": 8, "batch_size": 3, "bucket": 4}),
+    "sight alone": _BLIND_PARTS.model_copy(update={"group_lr": GroupRates(language=0.0, head=0.0)}),
+    "sight and head": _BLIND_PARTS.model_copy(update={"group_lr": GroupRates(language=0.0, vision_tower=0.0)}),
+    "sight and adapters": CASES["lora"].model_copy(update={"steps": 4, "batch_size": 3, "bucket": 4, "micro_batch": 1}),
+    "sight and upper adapters": _BLIND_PARTS.model_copy(
+        update={
+            "lora": LoraSettings(rank=4, alpha=8.0, targets=("layers.1.self_attn.q_proj",)),
+            "group_lr": GroupRates(vision_tower=1e-3),
+        }
+    ),
+}
+"""Half of the rows are text alone. They are shorter and come together: some steps have no image, or one process none.
+
+Where the embeddings stand still, what is trained begins at another place for them than for rows with images.
+"""
 FROZEN = CASES["lora"].model_copy(update={"precision": "bf16", "group_lr": GroupRates()})
 """With a checkpoint in bf16: its weights stand still beside adapters in fp32."""
 
@@ -77,27 +90,16 @@ def every_case(checkpoint: Path, folder: Path, processes: Processes, seen: Calla
         )  # fmt: skip
         if processes.rank == 0:
             write(folder, name, model, result)
-    model = load_denoiser(checkpoint)
-    settings = PLAIN.model_copy(update={"micro_batch": 2, "batch_size": 6})
-    some_blind = batches_of(model, settings, [*SHAS, None, None, None])
-    result = train(model, some_blind, settings, processes=processes)
-    if processes.rank == 0:
-        write(folder, "some blind", model, result)
+    for name, settings in SOME_BLIND.items():
+        model = load_denoiser(checkpoint)
+        result = train(model, batches_of(model, settings, [*SHAS, None, None, None]), settings, processes=processes)
+        if processes.rank == 0:
+            write(folder, name, model, result)
     model = load_denoiser(checkpoint)
     settings = PLAIN.model_copy(update={"micro_batch": 1, "batch_size": 4, "steps": 2})
     result = train(model, OneBlind(batches_of(model, settings)), settings, processes=processes)
     if processes.rank == 0:
         write(folder, "one blind", model, result)
-    model = load_denoiser(checkpoint)
-    batches = batches_of(model, BLIND_STEPS, [*SHAS, None, None, None])
-    result = train(model, batches, BLIND_STEPS, processes=processes)
-    if processes.rank == 0:
-        write(folder, "blind steps", model, result)
-    model = load_denoiser(checkpoint)
-    batches = batches_of(model, SIGHT_ALONE, [*SHAS, None, None, None])
-    result = train(model, batches, SIGHT_ALONE, processes=processes)
-    if processes.rank == 0:
-        write(folder, "sight alone", model, result)
     model = load_denoiser(checkpoint, dtype=torch.bfloat16)
     result = train(model, batches_of(model, FROZEN), FROZEN, seed=1, processes=processes)
     if processes.rank == 0:
