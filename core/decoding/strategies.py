@@ -88,7 +88,7 @@ def strategies(settings: DecodeSettings, model: HasTokenizer) -> Strategies:
     """What the settings name, with ids from the model's tokenizer.
 
     Raises:
-        ConfigError: if they name a token that the vocabulary has not.
+        ConfigError: if they name a token that the vocabulary has not, or leave none that may be written and counts.
     """
     tokenizer = model.tokenizer
     unwritten = forbidden_tokens(tokenizer)
@@ -96,14 +96,17 @@ def strategies(settings: DecodeSettings, model: HasTokenizer) -> Strategies:
         unwritten = tuple(token for token in unwritten if token != mask_token(model))
     policy = Refine(start=settings.start, topk=settings.topk, margin=settings.margin, grid_bits=settings.grid_bits)
     words = tuple(_text(tokenizer, (word,)) for word in settings.stop)
+    suppress, late = _tokens(tokenizer, settings.suppress), _tokens(tokenizer, settings.late)
+    if len({*unwritten, *suppress, *late}) >= len(tokenizer):
+        raise ConfigError(f"decoder setting '{settings.name}': suppress and late leave no token to write")
     return Strategies(
         schedule=schedule_of(settings),
         policy=Freeze() if settings.policy == "freeze" else policy,
         scoring=Scoring(
             measure=_MEASURES[settings.confidence],
             unwritten=unwritten,
-            suppress=_tokens(tokenizer, settings.suppress),
-            late=_tokens(tokenizer, settings.late),
+            suppress=suppress,
+            late=late,
             over_all=settings.softmax == "all",
             temperature=settings.temperature,
         ),

@@ -1,5 +1,7 @@
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -7,7 +9,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from core.decoding.settings import DecodeSettings
+from core.decoding.strategies import strategies
 from core.errors import ConfigError
+from tests.core.decoding.tiny import TinyDenoiser
 
 shares = st.sampled_from([0.05, 0.1, 0.25, 0.5, 1.0])
 refining = st.builds(
@@ -135,3 +139,23 @@ def test_the_names_of_the_published_codes_are_understood() -> None:
 def test_steps_stand_for_a_pace() -> None:
     assert DecodeSettings(steps=10).pace(48) == 5
     assert DecodeSettings(tokens_per_step=3).pace(48) == 3
+
+
+def test_the_readme_writes_settings_as_they_are_called() -> None:
+    page = (Path(__file__).parents[3] / "README.md").read_text()
+    names = re.findall(r'"((?:steps=)?\d\S* (?:freeze|refine)[^"]*)"', page)
+    assert names
+    for name in names:
+        assert DecodeSettings.parse(name).name == name
+
+
+def test_of_all_tokens_one_has_to_be_left_to_write() -> None:
+    model = TinyDenoiser()
+    ids = range(len(model.tokenizer))
+    never = {model.tokenizer.mask_token_id, model.tokenizer.pad_token_id}
+    left = next(token for token in ids if token not in never)
+    most = ",".join(str(token) for token in ids if token != left)
+    strategies(DecodeSettings.parse(f"4 freeze suppress={most}"), model)
+    for names in (f"suppress={most} late={left}", f"late={most},{left}"):
+        with pytest.raises(ConfigError, match="leave no token to write"):
+            strategies(DecodeSettings.parse(f"4 freeze {names}"), model)
