@@ -89,8 +89,10 @@ def run_draft(config: RunConfig, *, limit: int | None = None, json: bool) -> int
 
 def _tell_of_another_world(config: RunConfig, store: Store, model: Ref) -> None:
     """The scenes' configuration has models answer shortly; for other models than theirs it may be nobody's choice."""
+    if config.name != "scenes":
+        return
     model_type = orjson.loads(store.read(f"{model.uri}/config.json"))["model_type"]
-    if config.name == "scenes" and model_type != "scene_denoiser":
+    if model_type != "scene_denoiser":
         say(
             f"{model.uri} is a {model_type}; the configuration {config.name} has it answer in "
             f"{config.model.response_length} tokens. For published models, and what was made of them, there is "

@@ -2,6 +2,9 @@
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Clock:
@@ -18,13 +21,14 @@ class Clock:
         return self.now
 
 
-def eventually(true: Callable[[], object], seconds: float = 60.0) -> None:
-    """Return when it is true. It may take long where the machine is busy.
+def eventually(found: Callable[[], T], seconds: float = 60.0, every: float = 0.005) -> T:
+    """The first true value of `found`, looked for every so many seconds. It may take long where the machine is busy.
 
     Raises:
-        AssertionError: it was not true in all these seconds.
+        AssertionError: none was true in all these seconds.
     """
     deadline = time.monotonic() + seconds
-    while not true():
+    while not (value := found()):
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
+        time.sleep(every)
+    return value

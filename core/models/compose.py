@@ -25,7 +25,7 @@ from core.models.pretrained import PretrainedDenoiser
 from core.models.prompt_attention import KEY
 from core.models.published import assemble, filled, projector, tiled_vision
 from core.models.special_tokens import LLAVA_PLACEHOLDER
-from core.models.vision import QWEN_PREPARATION, Projector, QwenVision, Vision, image_preparation
+from core.models.vision import Projector, QwenVision, Vision, image_preparation
 
 MODEL_TYPE = "redraft_composition"
 _QWEN: dict[str, tuple[Any, Any, str]] = {
@@ -35,6 +35,8 @@ _QWEN: dict[str, tuple[Any, Any, str]] = {
 """Tower, its config, and what that calls the width of its merged features."""
 
 _SIGLIP = ("siglip", "siglip_vision_model")
+_PREPARED = ("size", "min_pixels", "max_pixels", "image_mean", "image_std")
+"""What is taken from a Qwen-VL's preprocessor_config.json; the rest is in its config.json too."""
 _STORED_UNDER = ("model.visual.", "visual.", "vision_model.", "")
 """Where published checkpoints have their tower: Qwen-VL's, new and old, SigLIP's, and a tower alone."""
 
@@ -128,7 +130,7 @@ def _vision(kind: str, config: Mapping[str, Any], outer: int) -> Vision:
 def _preparation(folder: Path) -> dict[str, Any]:
     """How large the tower's images may be, and how they are normalised."""
     said = image_preparation(folder)
-    return {key: said[key] for key in QWEN_PREPARATION if key in said}
+    return {key: said[key] for key in _PREPARED if said.get(key) is not None}
 
 
 def _fill_tower(model: PretrainedDenoiser, eyes: Checkpoint, placement: Placement) -> None:

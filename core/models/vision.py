@@ -24,8 +24,6 @@ from core.models.tiling import AnyRes, TiledImages, normalised
 
 _TILES = 64
 """Tiles that go through the tower at once."""
-QWEN_PREPARATION = ("size", "min_pixels", "max_pixels", "image_mean", "image_std")
-"""What is taken from a Qwen-VL's preprocessor_config.json; the rest is in its config.json too."""
 
 
 class Vision(Protocol):
@@ -181,7 +179,7 @@ class QwenVision(nn.Module):
                 patch_size=config.patch_size,
                 temporal_patch_size=config.temporal_patch_size,
                 merge_size=config.spatial_merge_size,
-                **{key: prepared[key] for key in QWEN_PREPARATION if prepared.get(key) is not None},
+                **prepared,
             )
             self.positions(640, 480)
             mean, std = (np.asarray(by, dtype=float) for by in (self._processor.image_mean, self._processor.image_std))

@@ -23,6 +23,7 @@ from core.models.denoiser import save_denoiser
 from core.models.scene_denoiser import SceneDenoiser, SceneDenoiserConfig
 from core.models.tokenizer import build_word_tokenizer
 from core.worlds import scenes
+from tests.clock import eventually
 
 SETTINGS = tuple(DecodeSettings.parse(name) for name in ("8 refine", "16 freeze"))
 
@@ -178,14 +179,7 @@ if __name__ == "__main__":
     (tmp_path / "parent.py").write_text(script)
     root = str(Path(__file__).parents[2])
     with subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], env={**os.environ, "PYTHONPATH": root}) as one:
-        _until(pid_file.exists)
+        eventually(pid_file.exists, 120.0)
         child = psutil.Process(int(pid_file.read_text()))
         one.kill()
-    _until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
-
-
-def _until(holds, seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 120.0)

@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
 import pytest
+
+from tests.clock import eventually
 
 EXPERT = """
 import sys, time
@@ -42,15 +43,12 @@ def test_an_expert_ends_with_the_process_that_started_it(tmp_path: Path):
         url = starter.stdout.readline().strip()
         assert httpx.get(f"{url}/models").status_code == httpx.codes.OK
         starter.kill()  # and nobody has asked for its exit code yet
-        assert ends(url, within=30)
+        assert eventually(lambda: ended(url), 30.0, every=0.2)
 
 
-def ends(url: str, *, within: float) -> bool:
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        try:
-            httpx.get(f"{url}/models")
-        except httpx.TransportError:
-            return True
-        time.sleep(0.2)
+def ended(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/models")
+    except httpx.TransportError:
+        return True
     return False

@@ -2,8 +2,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -19,18 +18,11 @@ from flows.remembered import Beginning, remember
 from flows.running import rerun_loop
 from flows.servers import Servers
 from flows.session import workplace
+from tests.clock import eventually
 from tests.flows.served_flow import tick
 
 ROOT = Path(__file__).parents[2]
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 150.0) -> object:
-    """The first true value of `condition`; it fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
-    return value
+wait_for = partial(eventually, seconds=150.0, every=0.2)
 
 
 def runs_of(name: str) -> list:

@@ -5,7 +5,6 @@ import json
 import threading
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -24,7 +23,7 @@ from core.expert.dialect import _dialects, process_dialects
 from core.expert.estimate import Use, most_of
 from core.expert.ledger import Ledger
 from core.expert.reply import parse_reply
-from tests.core.expert.asking import IMAGE, IMAGES, requests
+from tests.core.expert.asking import IMAGE, IMAGES, late_once, requests
 from tests.core.expert.batching import settings
 
 SECRET = "sk-very-secret-123"
@@ -258,16 +257,15 @@ def test_tokens_and_dollars_never_pass_the_limit_but_come_near_it(start_expert, 
 
 @pytest.fixture
 def late_after_sending(monkeypatch):
-    """An hour passes while the first batch is created: a deadline of half an hour is then over."""
-    create, passed = Batches.create, []
+    """A deadline that is over as soon as the first batch is being created."""
+    create, sent = Batches.create, []
 
-    def slow(batches, new):
-        passed.append(3600)
+    def noted(batches, new):
+        sent.append(new)
         return create(batches, new)
 
-    monkeypatch.setattr(Batches, "create", slow)
-    monkeypatch.setattr("core.expert.limits.time", SimpleNamespace(time=lambda: time.time() + sum(passed[:1])))
-    return {"deadline_s": 1800}
+    monkeypatch.setattr(Batches, "create", noted)
+    return late_once(monkeypatch, lambda: bool(sent))
 
 
 def leave(config, ledger, n, **options):

@@ -74,7 +74,9 @@ class OneBlind:
         return replace(batch, input_ids_BL=batch.input_ids_BL.masked_fill(unseen, 5), pixels=None, image_index_I=None)
 
 
-def write(folder: Path, name: str, model, result) -> None:
+def write(folder: Path, name: str, model, result, processes: Processes) -> None:
+    if processes.rank != 0:
+        return
     save_denoiser(model, folder / name)
     if result.adapter is not None:
         result.adapter.save(folder / name)
@@ -88,22 +90,18 @@ def every_case(checkpoint: Path, folder: Path, processes: Processes, seen: Calla
             model, batches_of(model, settings), settings, seed=1, processes=processes,
             on_metrics=lambda step, metrics, model=model: seen(model),
         )  # fmt: skip
-        if processes.rank == 0:
-            write(folder, name, model, result)
+        write(folder, name, model, result, processes)
     for name, settings in SOME_BLIND.items():
         model = load_denoiser(checkpoint)
         result = train(model, batches_of(model, settings, [*SHAS, None, None, None]), settings, processes=processes)
-        if processes.rank == 0:
-            write(folder, name, model, result)
+        write(folder, name, model, result, processes)
     model = load_denoiser(checkpoint)
     settings = PLAIN.model_copy(update={"micro_batch": 1, "batch_size": 4, "steps": 2})
     result = train(model, OneBlind(batches_of(model, settings)), settings, processes=processes)
-    if processes.rank == 0:
-        write(folder, "one blind", model, result)
+    write(folder, "one blind", model, result, processes)
     model = load_denoiser(checkpoint, dtype=torch.bfloat16)
     result = train(model, batches_of(model, FROZEN), FROZEN, seed=1, processes=processes)
-    if processes.rank == 0:
-        write(folder, "frozen in bf16", model, result)
+    write(folder, "frozen in bf16", model, result, processes)
 
 
 def tied(checkpoint: Path, folder: Path, processes: Processes) -> None:
@@ -111,8 +109,7 @@ def tied(checkpoint: Path, folder: Path, processes: Processes) -> None:
     model = load_denoiser(checkpoint)
     settings = PLAIN.model_copy(update={"micro_batch": 2})
     result = train(model, batches_of(model, settings, [None] * 4), settings, processes=processes)
-    if processes.rank == 0:
-        write(folder, "tied", model, result)
+    write(folder, "tied", model, result, processes)
 
 
 def cut_and_resumed(checkpoint: Path, folder: Path, processes: Processes, name: str, *, steps: Path) -> None:
@@ -128,8 +125,7 @@ def cut_and_resumed(checkpoint: Path, folder: Path, processes: Processes, name: 
     again = load_denoiser(checkpoint)
     result = train(again, batches_of(again, settings), settings, seed=1, processes=processes, checkpoint_dir=steps)
     assert result.resumed_at == 2
-    if processes.rank == 0:
-        write(folder, f"{name} resumed", again, result)
+    write(folder, f"{name} resumed", again, result, processes)
 
 
 def run(rank: int, checkpoint: Path, folder: Path) -> None:
